@@ -1,0 +1,69 @@
+"""How to integrate: every sampler is compiled to a table of coefficients, and one loop runs any table."""
+
+from . import methods as _methods  # registers the built-in methods
+from .border import Border
+from .frames import InvariantError, check, residuals
+from .grids import list_grids, make_nodes
+from .guidance import ClassifierFree, Guidance
+from .keyed_noise import START_NOISE, keyed_normal, seed_of
+from .loop import run
+from .nodes import Level, Nodes
+from .program import Linear, Program, dot
+from .registry import Case, MethodInfo, Reference, build_table, list_methods, method_info, register
+from .run_state import Hook, NonFiniteError, Result, RunState, StepInfo
+from .sampling import plan, sample
+from .table import Row, Table, Update
+from .transforms import analytic_first_step, apply_corrector
+from .wrappers import (
+    WrappedModel,
+    discrete_labels,
+    edm_preconditioned,
+    from_diffusers,
+    reversed_flow,
+    scaled_labels,
+)
+
+__all__ = [
+    "START_NOISE",
+    "Border",
+    "Case",
+    "ClassifierFree",
+    "Guidance",
+    "Hook",
+    "InvariantError",
+    "Level",
+    "Linear",
+    "MethodInfo",
+    "Nodes",
+    "NonFiniteError",
+    "Program",
+    "Reference",
+    "Result",
+    "Row",
+    "RunState",
+    "StepInfo",
+    "Table",
+    "Update",
+    "WrappedModel",
+    "analytic_first_step",
+    "apply_corrector",
+    "build_table",
+    "check",
+    "discrete_labels",
+    "dot",
+    "edm_preconditioned",
+    "from_diffusers",
+    "keyed_normal",
+    "list_grids",
+    "list_methods",
+    "make_nodes",
+    "method_info",
+    "plan",
+    "register",
+    "residuals",
+    "reversed_flow",
+    "run",
+    "sample",
+    "scaled_labels",
+    "seed_of",
+]

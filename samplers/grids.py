@@ -1,0 +1,182 @@
+"""Grids: where on the path the network is evaluated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pathline.interpolants import DiscretePath, GaussianPath, unknown_name
+
+from .nodes import Nodes
+from .numerics import Array
+
+Grid = Callable[..., Array]
+TRAIN_STEPS = 1000
+"""Number of levels that the diffusers grids assume on a continuous path."""
+
+_GRIDS: dict[str, Grid] = {}
+
+
+def _register(grid: Grid) -> Grid:
+    _GRIDS[grid.__name__.strip("_")] = grid
+    return grid
+
+
+def list_grids() -> list[str]:
+    """Names of the grids that `make_nodes` and `sample` accept."""
+    return sorted(_GRIDS)
+
+
+def make_nodes(
+    path: GaussianPath, grid: str | Sequence[float] | Array, steps: int | None = None, *, final: str = "zero", **options: Any
+) -> Nodes:
+    """Nodes of `path` on a grid.
+
+    A named grid chooses `steps` levels; the outermost one is moved to the path's exact start, and the clean end
+    (noise 0) is added, so that there are `steps` steps and the last one returns the data prediction.
+
+    Parameters
+    ----------
+    path : GaussianPath
+    grid : str or sequence of float
+        A name of `list_grids()`, or increasing path times, both ends included.
+    steps : int ≥ 1
+        Number of steps; not used with explicit times.
+    final : {"zero", "path"}
+        "path" stops at the grid's smallest noise instead (steps + 1 levels and no clean end).
+    **options
+        Options of the grid: rho (karras), shift (shifted), offset (leading), alpha and beta (beta).
+
+    Raises
+    ------
+    ValueError
+        Unknown grid or option, fewer than one step, times that do not increase or lie outside [0, 1].
+    """
+    if final not in ("zero", "path"):
+        raise ValueError(f"final={final!r} is not possible; allowed: 'zero', 'path'")
+    if not isinstance(grid, str):
+        return _user_nodes(path, grid, options)
+    if grid not in _GRIDS:
+        raise unknown_name("grid", grid, _GRIDS)
+    if steps is None or steps < 1:
+        raise ValueError(f"steps={steps!r} is not possible; at least 1 step is needed")
+    allowed = list(inspect.signature(_GRIDS[grid]).parameters)[2:]
+    for key in options:
+        if key not in allowed:
+            raise unknown_name(f"option of grid {grid!r}", key, allowed)
+    levels = steps + (final == "path")
+    times = np.asarray(_GRIDS[grid](path, levels, **options), dtype=np.float64)
+    if np.isneginf(float(path.lam(0.0))):
+        times[0] = 0.0  # one call at pure noise costs no more than one at lambda_min, and is exact
+    return _path_nodes(path, times, clean_end=final == "zero")
+
+
+def _user_nodes(path: GaussianPath, times: Sequence[float] | Array, options: dict[str, Any]) -> Nodes:
+    if options:
+        raise ValueError(f"explicit times take no grid options, got {sorted(options)}")
+    values = np.asarray(times, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"explicit times must be one-dimensional with at least 2 entries, got shape {values.shape}")
+    if not (np.diff(values) > 0).all() or values[0] < 0 or values[-1] > 1:
+        raise ValueError(f"explicit times must increase within [0, 1] (0 = noise, 1 = data), got {values.tolist()}")
+    return _path_nodes(path, values, clean_end=False)
+
+
+def _path_nodes(path: GaussianPath, times: Array, clean_end: bool) -> Nodes:
+    point = path.at(times)
+    columns = [np.asarray(c, dtype=np.float64) for c in point]
+    signal, noise, signal_rate, noise_rate = columns
+    if clean_end:
+        end = path.at(1.0)
+        signal = np.append(signal, float(end.signal) if float(end.noise) == 0.0 else 1.0)
+        noise, times = np.append(noise, 0.0), np.append(times, 1.0)
+        signal_rate = np.append(signal_rate, float(end.signal_rate))
+        noise_rate = np.append(noise_rate, float(end.noise_rate))
+    return Nodes(signal, noise, times, path, signal_rate, noise_rate)
+
+
+def _from_lam(path: GaussianPath, lam: Array) -> Array:
+    return np.asarray(path.time_at(lam), dtype=np.float64)
+
+
+def _discrete(path: GaussianPath, index: Array) -> Array:
+    """Times of (fractional) training indices; rounded to integers where the path is discrete."""
+    if isinstance(path, DiscretePath):
+        return 1.0 - (np.round(index) + 1.0) / path.steps
+    return 1.0 - (index + 1.0) / TRAIN_STEPS
+
+
+def _train_steps(path: GaussianPath) -> int:
+    return path.steps if isinstance(path, DiscretePath) else TRAIN_STEPS
+
+
+@_register
+def time(path: GaussianPath, levels: int) -> Array:
+    """Uniform in the path's time."""
+    clean = np.isposinf(float(path.lam(1.0)))
+    return np.linspace(0.0, 1.0, levels + 1)[:-1] if clean else np.linspace(0.0, 1.0, levels)
+
+
+@_register
+def logsnr(path: GaussianPath, levels: int) -> Array:
+    """Uniform in λ between the path's lambda_min and lambda_max."""
+    return _from_lam(path, np.linspace(path.lambda_min, path.lambda_max, levels))
+
+
+@_register
+def karras(path: GaussianPath, levels: int, rho: float = 7.0) -> Array:
+    """(noise/signal)^{1/ρ} uniform between the path's extremes (Karras et al. 2022, eq. 5)."""
+    if not rho > 0:
+        raise ValueError(f"rho={rho!r} is not possible; it must be positive")
+    low, high = np.exp(-path.lambda_max / rho), np.exp(-path.lambda_min / rho)
+    return _from_lam(path, -rho * np.log(np.linspace(high, low, levels)))
+
+
+@_register
+def exponential(path: GaussianPath, levels: int) -> Array:
+    """Uniform in the logarithm of the schedule's own level: noise on linear paths, noise/signal on the others."""
+    if not path.constant_rates:
+        return logsnr(path, levels)
+    ends = path.time_at(np.array([path.lambda_min, path.lambda_max]))
+    noise = np.asarray(path.noise(ends), dtype=np.float64)
+    return 1.0 - np.geomspace(noise[0], noise[1], levels)
+
+
+@_register
+def trailing(path: GaussianPath, levels: int) -> Array:
+    """Equal steps counted from the noise end, as `timestep_spacing="trailing"` in diffusers."""
+    total = _train_steps(path)
+    return _discrete(path, total - np.arange(levels) * (total / levels) - 1.0)
+
+
+@_register
+def leading(path: GaussianPath, levels: int, offset: int = 0) -> Array:
+    """Equal steps counted from the data end, as `timestep_spacing="leading"`; `offset` is `steps_offset`."""
+    stride = _train_steps(path) // levels
+    return _discrete(path, np.arange(levels)[::-1] * float(stride) + offset)
+
+
+@_register
+def linspace(path: GaussianPath, levels: int) -> Array:
+    """Equally spaced training indices with the first and last one included, the last one dropped."""
+    return _discrete(path, np.linspace(_train_steps(path) - 1.0, 0.0, levels + 1)[:-1])
+
+
+@_register
+def shifted(path: GaussianPath, levels: int, shift: float = 3.0) -> Array:
+    """Uniform in time, then shifted towards noise: τ' = shift·τ/(1 + (shift − 1)τ) with τ = 1 − t."""
+    if not shift > 0:
+        raise ValueError(f"shift={shift!r} is not possible; it must be positive")
+    tau = 1.0 - time(path, levels)
+    return 1.0 - shift * tau / (1.0 + (shift - 1.0) * tau)
+
+
+@_register
+def beta(path: GaussianPath, levels: int, alpha: float = 0.6, beta: float = 0.6) -> Array:
+    """Quantiles of a Beta distribution in time (Lee et al. 2024), dense at both ends."""
+    from scipy.stats import beta as distribution
+
+    return 1.0 - np.asarray(distribution.ppf(1.0 - np.linspace(0.0, 1.0, levels + 1)[:-1], alpha, beta))

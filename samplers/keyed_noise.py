@@ -1,0 +1,99 @@
+"""Standard normals as a pure function of (seed, sample, row, slot).
+
+A sample's noise does not depend on its batch, its device split or the order of calls, and particles cloned by a
+resampler diverge, because the key belongs to the slot and not to the particle. The generator is SplitMix64 run
+as a counter (Steele, Lea and Flood 2014) followed by the Box–Muller transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+START_NOISE = -1
+"""Row under which the initial noise of a sample is drawn; run rows count from 0."""
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def seed_of(generator: torch.Generator) -> int:
+    """One 64-bit seed drawn from a generator; the only thing pathline ever takes from it."""
+    low, high = torch.randint(0, 2**32, (2,), generator=generator, device=generator.device).tolist()
+    return int(low) | int(high) << 32
+
+
+def keyed_normal(
+    shape: Sequence[int],
+    seed: int,
+    samples: Tensor | Sequence[int],
+    row: int = 0,
+    slot: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normals of shape (B, *shape) for B global sample indices.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of one sample, without the batch.
+    seed : int
+        Any 64-bit integer.
+    samples : (B,) int64 tensor or sequence of int
+        Global sample indices; entry b of the result depends on samples[b] only.
+    row, slot : int
+        Where in the run the noise is used.
+    dtype : floating dtype of the result; float32 and float64 results agree to rounding.
+
+    Returns
+    -------
+    Tensor, shape (B, *shape)
+    """
+    index = torch.as_tensor(samples, dtype=torch.int64, device=device)
+    count = math.prod(shape)
+    half = (count + 1) // 2
+    base = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
+    keys = _mix_tensor(_mix_tensor(index * _signed(_GAMMA)) ^ _signed(base))
+    steps = torch.arange(1, half + 1, device=index.device, dtype=torch.int64) * _signed(_GAMMA)
+    bits = _mix_tensor(keys[:, None] + steps[None, :])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    high = (bits >> 32) & 0xFFFFFFFF
+    low = bits & 0xFFFFFFFF
+    radius = torch.sqrt(-2.0 * torch.log(_unit(high, wide)))
+    angle = (2.0 * math.pi) * _unit(low, wide)
+    normals = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    return normals[:, :count].reshape(len(index), *shape).to(dtype)
+
+
+def _unit(integers: Tensor, dtype: torch.dtype) -> Tensor:
+    return (integers.to(dtype) + 0.5) * 2.0**-32
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, by: int) -> Tensor:
+    # torch shifts int64 arithmetically; the mask makes it logical
+    return (value >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,237 @@
+"""The one loop that runs any table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .border import Border, Model
+from .describe import value_names
+from .guidance import Guidance
+from .keyed_noise import keyed_normal, seed_of
+from .run_state import Callback, Hook, NoiseSource, NonFiniteError, Result, RunState, StepInfo
+from .table import Row, Table, Terms
+
+
+def run(
+    table: Table,
+    model: Model,
+    x_init: Tensor,
+    *,
+    prediction: str = "data",
+    model_kwargs: Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
+    seed: int | torch.Generator = 0,
+    samples: Sequence[int] | Tensor | None = None,
+    noise: NoiseSource | None = None,
+    anchors: Mapping[str, Tensor] | None = None,
+    hooks: Sequence[Hook] = (),
+    callback: Callback | None = None,
+    progress: bool = False,
+    differentiable: bool = False,
+    full: bool = False,
+) -> Tensor | Result:
+    """Run a table.
+
+    Parameters
+    ----------
+    table : Table
+    model : callable (x, t, **model_kwargs) -> output
+        t has shape (B,) and equals the nodes' time, float64 if x is, else float32.
+    x_init : Tensor (B, ...)
+        State at node 0. Half-precision states are carried in float32; the network sees x_init's dtype.
+    prediction : {"data", "noise", "velocity", "v", "score"}
+        What the model returns.
+    guidance : Guidance, optional
+    seed : int or torch.Generator
+        Keys the noise of stochastic tables; of a generator only one 64-bit seed is drawn.
+    samples : sequence of int, optional
+        Global sample indices for the noise keys; default 0..B−1.
+    noise : NoiseSource, optional
+        Replaces the keyed noise (a Brownian path, stored draws).
+    anchors : mapping of name to Tensor
+        The constants named in `table.anchors`.
+    hooks, callback : see `Hook` and `StepInfo`
+    progress : bool
+        Show a progress bar.
+    differentiable : bool
+        Keep the graph for gradients with respect to x_init, model parameters or anchors.
+    full : bool
+        Return a `Result` instead of the tensor.
+
+    Raises
+    ------
+    ValueError
+        Before any call: wrong shapes, missing anchors, a prediction the table cannot use.
+    NonFiniteError
+        After the run, naming the first row whose registers were not finite.
+    """
+    values = _initial_values(table, x_init, anchors or {})
+    border = Border(model, table, x_init, prediction, guidance)
+    index = _sample_indices(samples, x_init)
+    if isinstance(seed, torch.Generator):
+        seed = seed_of(seed)
+    draw = noise or _keyed_source(seed, index)
+    state = RunState(table, values, index, dict(model_kwargs or {}))
+    combine = _Combiner(x_init.device)
+    norms: list[tuple[list[int], list[Tensor]]] = []
+    with torch.set_grad_enabled(differentiable), _bar(table, progress) as tick:
+        for k, row in enumerate(table.rows):
+            state.row = k
+            _evaluate(state, border, row, hooks, combine)
+            for slot, z in enumerate(row.noises):
+                if z >= 0:
+                    state.values[z] = draw(k, slot, next(iter(state.values.values())))
+            for target, terms in row.updates:
+                state.values[target] = combine(terms, state.values)
+            for hook in hooks:
+                hook.after_row(state)
+            if callback is not None:
+                callback(_info(state, row))
+            norms.append(_norms(state.values))
+            for value in table.last_uses[k]:
+                state.values.pop(value, None)
+            tick(row.calls_network)
+    _check_finite(table, norms)
+    sample = state.values[table.result].to(x_init.dtype)
+    if not full:
+        return sample
+    return Result(sample, border.evaluations, table, state.log_weights, {"prediction": prediction, "seed": seed})
+
+
+def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], combine: _Combiner) -> None:
+    if row.query is None or row.output is None:
+        return
+    query = state.values[row.query]
+    for hook in hooks:
+        changed = hook.before_model(state, query)
+        query = query if changed is None else changed
+    if row.estimate is not None:
+        output = combine(row.estimate, state.values)
+    else:
+        output = border(state.row, row, query, state.kwargs, state.values.get(1) if state.table.anchors else None)
+    for hook in hooks:
+        changed = hook.after_model(state, query, output)
+        output = output if changed is None else changed
+    state.values[row.output] = output
+
+
+class _Combiner:
+    """Evaluates linear combinations; array coefficients are moved to the device once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._arrays: dict[int, Tensor] = {}
+
+    def __call__(self, terms: Terms, values: Mapping[int, Tensor]) -> Tensor:
+        if not terms:
+            return torch.zeros_like(next(iter(values.values())))
+        total: Tensor | None = None
+        for value, c in terms:
+            x = values[value]
+            if isinstance(c, np.ndarray):
+                array = self._array(c).to(x.dtype)
+                total = x * array if total is None else total.addcmul_(x, array)
+            else:
+                total = x * c if total is None else total.add_(x, alpha=c)
+        assert total is not None
+        return total
+
+    def _array(self, c: np.ndarray[Any, Any]) -> Tensor:
+        key = id(c)
+        if key not in self._arrays:
+            self._arrays[key] = torch.as_tensor(c, device=self.device)
+        return self._arrays[key]
+
+
+def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+        raise ValueError("x_init must be a floating-point tensor of shape (B, ...)")
+    missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
+    if missing or extra:
+        raise ValueError(
+            f"method {table.method!r} takes anchors {list(table.anchors)}; missing {sorted(missing)}, unknown {sorted(extra)}"
+        )
+    wide = torch.promote_types(x.dtype, torch.float32)
+    values = {0: x.to(wide)}
+    for i, name in enumerate(table.anchors):
+        try:
+            values[1 + i] = anchors[name].to(device=x.device, dtype=wide).expand(x.shape)
+        except RuntimeError:
+            shape = tuple(anchors[name].shape)
+            raise ValueError(f"anchor {name!r} has shape {shape}, which does not fit x_init {tuple(x.shape)}") from None
+    return values
+
+
+def _sample_indices(samples: Sequence[int] | Tensor | None, x: Tensor) -> Tensor:
+    if samples is None:
+        return torch.arange(len(x), device=x.device)
+    index = torch.as_tensor(samples, dtype=torch.int64, device=x.device)
+    if index.shape != (len(x),):
+        raise ValueError(f"samples has shape {tuple(index.shape)}; one index for each of the {len(x)} samples is needed")
+    return index
+
+
+def _keyed_source(seed: int, index: Tensor) -> NoiseSource:
+    def draw(row: int, slot: int, like: Tensor) -> Tensor:
+        return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device)
+
+    return draw
+
+
+def _info(state: RunState, row: Row) -> StepInfo:
+    """After the row: its query and output, and the newest state computed."""
+    newest = row.updates[-1].target if row.updates else row.query
+    assert newest is not None
+    get = state.values.get
+    return StepInfo(
+        row=state.row,
+        rows=len(state.table.rows),
+        time=row.level.time,
+        signal=row.level.signal,
+        noise=row.level.noise,
+        query=None if row.query is None else get(row.query),
+        output=None if row.output is None else get(row.output),
+        form=row.form,
+        state=state.values[newest],
+    )
+
+
+def _norms(values: Mapping[int, Tensor]) -> tuple[list[int], list[Tensor]]:
+    # kept on the device: looking at them here would stall the loop
+    return list(values), list(torch._foreach_norm([v.detach() for v in values.values()]))
+
+
+def _check_finite(table: Table, norms: list[tuple[list[int], list[Tensor]]]) -> None:
+    if not norms:
+        return
+    flat = torch.stack([n.double() if n.device.type != "mps" else n for _, row in norms for n in row]).cpu()
+    if bool(torch.isfinite(flat).all()):
+        return
+    names, start = value_names(table), 0
+    for k, (keys, row) in enumerate(norms):
+        here = flat[start : start + len(row)].tolist()
+        start += len(row)
+        if not np.isfinite(here).all():
+            level = table.rows[k].level
+            listed = ", ".join(f"‖{names[key]}‖ = {value:.4g}" for key, value in zip(keys, here, strict=True))
+            raise NonFiniteError(
+                f"{table.method!r} met a non-finite value at row {k} of {len(table.rows)} (time {level.time:g}, "
+                f"signal {level.signal:g}, noise {level.noise:g}): {listed}"
+            )
+
+
+@contextmanager
+def _bar(table: Table, shown: bool) -> Iterator[Callable[[bool], None]]:
+    if not shown:
+        yield lambda called: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=table.evaluations, desc=table.method, unit="call") as bar:
+        yield lambda called: bar.update(int(called)) and None

@@ -1,0 +1,45 @@
+"""DDIM with any amount of noise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..nodes import Nodes
+from ..program import Program
+from ..registry import Case, Reference, register
+from ..table import Table
+
+DDIM = Reference(
+    key="song2021ddim",
+    authors="Song, Jiaming and Meng, Chenlin and Ermon, Stefano",
+    title="Denoising Diffusion Implicit Models",
+    year=2021,
+    venue="ICLR",
+    arxiv="2010.02502",
+)
+
+
+@register("ddim", cases=[Case({}, 1, 1), Case({"eta": 0.5}, 1, 1), Case({"eta": 1.0}, 1, 1)], reference=DDIM)
+def ddim(nodes: Nodes, *, eta: float = 0.0) -> Table:
+    """First-order exponential step; eta adds noise, 1 is DDPM ancestral sampling.
+
+    x' = signal'·D + √(noise'² − s²)·ε + s·z with s² = η²·noise'²·(1 − e^{−2h}) (Song et al. 2021, eq. 16).
+
+    Parameters
+    ----------
+    eta : float in [0, 1]
+        0 is deterministic, 1 the ancestral posterior.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta={eta!r} is not possible for ddim; allowed: 0 to 1")
+    signal, noise = nodes.signal, nodes.noise
+    shrink = (noise[1:] * signal[:-1]) / (signal[1:] * noise[:-1])  # e^{−h}, finite at both ends
+    fresh = eta * noise[1:] * np.sqrt(np.maximum(0.0, 1.0 - shrink**2))
+    carry = np.sqrt(np.maximum(0.0, noise[1:] ** 2 - fresh**2)) / noise[:-1]
+    program = Program(nodes)
+    x = program.state
+    for i in range(nodes.steps):
+        data = program.query(x, i)
+        step = carry[i] * x + (signal[i + 1] - carry[i] * signal[i]) * data
+        x = program.let(step + fresh[i] * program.noise() if fresh[i] > 0 else step)
+    return program.finish(x)

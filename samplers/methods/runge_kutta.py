@@ -1,0 +1,121 @@
+"""Euler and Heun, in noise/signal (EDM) or in time (flow models)."""
+
+from __future__ import annotations
+
+from ..nodes import Nodes
+from ..program import Linear, Program
+from ..registry import Case, Reference, register
+from ..table import Table
+from .multistep import check_variant
+
+EDM = Reference(
+    key="karras2022edm",
+    authors="Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli",
+    title="Elucidating the Design Space of Diffusion-Based Generative Models",
+    year=2022,
+    venue="NeurIPS",
+    arxiv="2206.00364",
+)
+FLOW = Reference(
+    key="lipman2023flow",
+    authors="Lipman, Yaron and Chen, Ricky T. Q. and Ben-Hamu, Heli and Nickel, Maximilian and Le, Matt",
+    title="Flow Matching for Generative Modeling",
+    year=2023,
+    venue="ICLR",
+    arxiv="2210.02747",
+)
+VARIANTS = ("auto", "sigma", "time")
+
+
+@register(
+    "euler",
+    cases=[
+        Case({}, 1, 1, "noise_ratio"),
+        Case({"variant": "sigma"}, 1, 1, "noise_ratio"),
+        Case({"variant": "time"}, 1, 1, "time"),
+    ],
+    reference=FLOW,
+)
+def euler(nodes: Nodes, *, variant: str = "auto") -> Table:
+    """Euler step along the probability-flow ODE.
+
+    Parameters
+    ----------
+    variant : {"auto", "sigma", "time"}
+        "sigma": x/signal steps in noise/signal along the noise prediction (equal to DDIM). "time": x steps in
+        time along the velocity, as flow models do. "auto": time on linear paths, where both agree, else sigma.
+    """
+    check_variant("euler", variant, VARIANTS)
+    if _in_time(nodes, variant):
+        program = Program(nodes)
+        x = program.state
+        for i in range(nodes.steps):
+            x = program.let(x + (nodes.time[i + 1] - nodes.time[i]) * program.query(x, i, "velocity"))
+        return program.finish(x, frame="velocity")
+    program = Program(nodes)
+    x = program.state
+    for i in range(nodes.steps):
+        x = program.let(_ddim(nodes, i, x, program.query(x, i)))
+    return program.finish(x)
+
+
+@register(
+    "heun",
+    cases=[
+        Case({}, 2, 2, "noise_ratio"),
+        Case({"variant": "sigma"}, 2, 2, "noise_ratio"),
+        Case({"variant": "time"}, 2, 2, "time"),
+    ],
+    reference=EDM,
+)
+def heun(nodes: Nodes, *, variant: str = "auto", lower_order_final: bool = True) -> Table:
+    """Heun's second-order method: two calls per step, one on a last step to noise 0 (EDM, Algorithm 1).
+
+    Parameters
+    ----------
+    variant : {"auto", "sigma", "time"}
+        The variable that is stepped, as in `euler`.
+    lower_order_final : bool
+        In time only: False evaluates the velocity at noise 0 too, instead of an Euler step there.
+    """
+    check_variant("heun", variant, VARIANTS)
+    if _in_time(nodes, variant):
+        return _heun_in_time(nodes, lower_order_final)
+    program = Program(nodes)
+    x = program.state
+    signal, noise = nodes.signal, nodes.noise
+    for i in range(nodes.steps):
+        if signal[i] == 0.0 or noise[i + 1] == 0.0:
+            x = program.let(_ddim(nodes, i, x, program.query(x, i)))
+            continue
+        carry = signal[i + 1] / signal[i]
+        span = noise[i + 1] - carry * noise[i]
+        first = program.query(x, i, "noise")
+        second = program.query(carry * x + span * first, i + 1, "noise")
+        x = program.let(carry * x + span * 0.5 * (first + second))
+    return program.finish(x)
+
+
+def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
+    program = Program(nodes)
+    x = program.state
+    for i in range(nodes.steps):
+        span = nodes.time[i + 1] - nodes.time[i]
+        first = program.query(x, i, "velocity")
+        if nodes.noise[i + 1] == 0.0 and lower_order_final:
+            x = program.let(x + span * first)
+        else:
+            second = program.query(x + span * first, i + 1, "velocity")
+            x = program.let(x + span * 0.5 * (first + second))
+    return program.finish(x, frame="velocity")
+
+
+def _ddim(nodes: Nodes, i: int, x: Linear, data: Linear) -> Linear:
+    carry = nodes.noise[i + 1] / nodes.noise[i]
+    return carry * x + (nodes.signal[i + 1] - carry * nodes.signal[i]) * data
+
+
+def _in_time(nodes: Nodes, variant: str) -> bool:
+    if variant == "auto":
+        return nodes.family == "linear" and nodes.signal_rate is not None
+    return variant == "time"

@@ -1,0 +1,114 @@
+"""UniPC: unified predictor-corrector, all published variants and the exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import factorial
+
+import numpy as np
+
+from ..nodes import Nodes
+from ..numerics import Array, phi, vandermonde_weights
+from ..registry import Case, Reference, register
+from ..table import Table
+from ..transforms import apply_corrector
+from .multistep import check_order, check_variant, data_carry, exponential_shape, grouped_weights, multistep, step_orders
+
+UNIPC = Reference(
+    key="zhao2023unipc",
+    authors="Zhao, Wenliang and Bai, Lujia and Rao, Yongming and Zhou, Jie and Lu, Jiwen",
+    title="UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models",
+    year=2023,
+    venue="NeurIPS",
+    arxiv="2302.04867",
+)
+VARIANTS = ("bh1", "bh2", "vary_coeff", "exact")
+
+
+@register(
+    "unipc",
+    cases=[Case({"order": p, "variant": v}, p + 1, min(p + 1, 3)) for v in ("bh2", "bh1", "exact") for p in (3, 1, 2, 4)],
+    reference=UNIPC,
+)
+def unipc(
+    nodes: Nodes,
+    *,
+    order: int = 3,
+    variant: str = "bh2",
+    lower_order_final: bool = True,
+    disable_corrector: Sequence[int] = (),
+) -> Table:
+    """UniPC of order 1–4 (data form): an exponential multistep predictor and a free corrector one order higher.
+
+    The corrector uses the output at the predicted point, so it costs no call; history keeps that output.
+
+    Parameters
+    ----------
+    order : {1, 2, 3, 4}
+        Predictor order p; the corrected method has order p + 1.
+    variant : {"bh2", "bh1", "vary_coeff", "exact"}
+        B(h) = e^{−h} − 1 or −h as published (with the fixed weight ½ at predictor order 2 and corrector
+        order 1); "exact" integrates the interpolating polynomial exactly; "vary_coeff" reproduces the
+        released code of that name, whose corrector drops the last row of its weight matrix.
+    lower_order_final : bool
+        Lower the order to …, 2, 1 over the last steps.
+    disable_corrector : sequence of int
+        Steps (0 = first) that are not corrected; the authors advise [0] under strong guidance.
+    """
+    check_order("unipc", order, 1, 4)
+    check_variant("unipc", variant, VARIANTS)
+    orders = step_orders(nodes, order, lower_order_final)
+    exact = variant in ("exact", "vary_coeff")
+    predictor = multistep(nodes, orders, exponential_shape if exact else lambda r, h: _bh_shape(r, h, variant))
+    shapes = grouped_weights(nodes, orders, lambda points, h: corrector_shape(points, h, variant))
+    _, total = data_carry(nodes)
+    skipped = {int(i) for i in disable_corrector}
+    weights = [None if w is None or i in skipped else w * total[i] for i, w in enumerate(shapes)]
+    return apply_corrector(predictor, nodes, weights)
+
+
+def corrector_shape(points: Array, h: Array, variant: str) -> Array:
+    """Weights on the outputs up to the step's start, newest first, then its end, relative to signal'(1 − e^{−h})."""
+    points = np.concatenate([points, np.ones((len(points), 1))], axis=-1)
+    if variant == "exact":
+        return exponential_shape(points, h)
+    if variant == "vary_coeff":
+        return _released_corrector_shape(points, h)
+    return _bh_shape(points, h, variant)
+
+
+def _bh_shape(points: Array, h: Array, variant: str) -> Array:
+    """B(h)·Σ_k a_k (D_k − D₀)/ρ_k with R a = b (paper, eq. 5 and 9); a = ½ for a single unknown, as released."""
+    q = points.shape[-1] - 1
+    if q == 0:
+        return np.ones_like(points)
+    z = -h
+    g1 = z * phi(1, z)
+    b_of_h = z if variant == "bh1" else g1
+    if q == 1:
+        a = np.full((len(points), 1), 0.5)
+    else:
+        rhs = np.stack([factorial(k) * z * phi(k + 1, z) / b_of_h for k in range(1, q + 1)], axis=-1)
+        a = vandermonde_weights(points[:, 1:], rhs)
+    rest = (b_of_h / g1)[:, None] * a / points[:, 1:]
+    return np.concatenate([1 - rest.sum(axis=-1, keepdims=True), rest], axis=-1)
+
+
+def _released_corrector_shape(points: Array, h: Array) -> Array:
+    """The corrector weights of the released `vary_coeff` code, quirk included.
+
+    With C_jk = ρ_j^{k−1}/k! and A = C^{-1} it adds g_{k+1} A_k to the history for k < K only, and gives the
+    new output row K−1 of A (row 1 when K = 1) times g_{K+1}.
+    """
+    z = -h
+    rho = points[:, 1:]
+    count = rho.shape[-1]
+    columns = np.stack([rho ** (k - 1) / factorial(k) for k in range(1, count + 1)], axis=-1)
+    inverse = np.linalg.inv(columns)
+    g = [z * phi(k + 1, z) for k in range(1, count + 1)]
+    rest = np.zeros_like(rho)
+    for k in range(count - 1):
+        rest[:, :-1] += g[k][:, None] * inverse[:, k, :-1]
+    rest[:, -1] = g[count - 1] * inverse[:, max(count - 2, 0), -1]
+    rest = rest / (z * phi(1, z))[:, None] / rho
+    return np.concatenate([1 - rest.sum(axis=-1, keepdims=True), rest], axis=-1)

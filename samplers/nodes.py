@@ -1,0 +1,296 @@
+"""The path evaluated once on a grid: what every method is compiled from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pathline.interpolants import GaussianPath
+
+from .numerics import Array
+
+_FAMILY_TOLERANCE = 1e-6  # schedules rounded to float32 still belong to their family
+_PATH_TOLERANCE = 1e-5
+
+
+class Level(NamedTuple):
+    """One point of a path: x = signal·data + noise·ε (+ anchor·source), rates per unit of `time`."""
+
+    time: float
+    signal: float
+    noise: float
+    signal_rate: float | None = None
+    noise_rate: float | None = None
+    anchor: float = 0.0
+
+    @property
+    def lam(self) -> float:
+        """λ = log(signal/noise), half the log signal-to-noise ratio; ±inf at the ends."""
+        with np.errstate(divide="ignore"):
+            return float(np.log(self.signal) - np.log(self.noise))
+
+
+class Nodes:
+    """N + 1 points of a path, noise end first, in float64.
+
+    Parameters
+    ----------
+    signal, noise : sequences of N+1 floats ≥ 0
+        Coefficients of data and noise; signal/noise must strictly increase.
+    time : sequence of N+1 floats, optional
+        Labels given to the network, monotone in either direction. Default: the time of `path`; without
+        one, `signal` for linear schedules, `noise` for VE, the cosine path's time for VP.
+    path : GaussianPath, optional
+        Supplies points between nodes and rates. Without it both come from the family the nodes belong to:
+        VP (signal² + noise² = 1), linear (signal + noise = 1) or VE (signal = 1).
+    signal_rate, noise_rate : sequences of N+1 floats, optional
+        d/d(time) of the coefficients; needed only by velocity networks and methods that step in time.
+    anchor : sequence of N+1 floats, optional
+        Coefficients of the source of a bridge.
+
+    Raises
+    ------
+    ValueError
+        Unequal lengths, fewer than two nodes, negative or non-finite entries, levels out of order, nodes
+        that do not lie on `path`.
+    """
+
+    def __init__(
+        self,
+        signal: Sequence[float] | Array,
+        noise: Sequence[float] | Array,
+        time: Sequence[float] | Array | None = None,
+        path: GaussianPath | None = None,
+        signal_rate: Sequence[float] | Array | None = None,
+        noise_rate: Sequence[float] | Array | None = None,
+        anchor: Sequence[float] | Array | None = None,
+    ) -> None:
+        self.signal = _column("signal", signal)
+        self.noise = _column("noise", noise, len(self.signal))
+        self.anchor = _column("anchor", anchor, len(self.signal)) if anchor is not None else np.zeros_like(self.signal)
+        self.path = path
+        with np.errstate(divide="ignore"):
+            self.lam: Array = np.log(self.signal) - np.log(self.noise)
+        self._check_levels()
+        self.family = _family(self.signal, self.noise)
+        self._path_time = self._locate()
+        self.time = _column("time", time, len(self.signal)) if time is not None else self._default_time()
+        self._check_time()
+        self.signal_rate = _column("signal_rate", signal_rate, len(self.signal)) if signal_rate is not None else None
+        self.noise_rate = _column("noise_rate", noise_rate, len(self.signal)) if noise_rate is not None else None
+        if self.signal_rate is None or self.noise_rate is None:
+            self.signal_rate, self.noise_rate = self._default_rates()
+
+    @property
+    def steps(self) -> int:
+        """Number of steps N (one less than the number of nodes)."""
+        return len(self.signal) - 1
+
+    @property
+    def ends_clean(self) -> bool:
+        """True where the last node has noise 0, so that the last step must return the data prediction."""
+        return float(self.noise[-1]) == 0.0
+
+    @property
+    def starts_pure(self) -> bool:
+        """True where the first node has signal 0 (λ = −∞), as a flow path at t = 0."""
+        return float(self.signal[0]) == 0.0
+
+    def level(self, index: int) -> Level:
+        """Node `index` as a Level; rates are None where they are unknown or infinite."""
+        rates = (self.signal_rate, self.noise_rate)
+        signal_rate, noise_rate = (
+            float(r[index]) if r is not None and np.isfinite(r[index]) else None for r in rates
+        )
+        return Level(
+            float(self.time[index]),
+            float(self.signal[index]),
+            float(self.noise[index]),
+            signal_rate,
+            noise_rate,
+            float(self.anchor[index]),
+        )
+
+    def between(self, lam: float) -> Level:
+        """The point of the path at half log-SNR `lam`, for stages between nodes.
+
+        Raises
+        ------
+        ValueError
+            The nodes belong to no known family and no path was given, or a bridge is asked for.
+        """
+        if self.anchor.any():
+            raise ValueError("points between the nodes of a bridge are not defined; use a method without inner stages")
+        if self.path is not None:
+            where = float(self.path.time_at(lam))
+            point = self.path.at(where)
+            time, slope = self._label(where), self._label_slope()
+            rates = (float(point.signal_rate) / slope, float(point.noise_rate) / slope) if slope else (None, None)
+            return Level(time, float(point.signal), float(point.noise), *rates)
+        if self.family is None:
+            raise ValueError(
+                "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
+                "(signal + noise = 1) nor VE (signal = 1); pass path=..."
+            )
+        signal, noise = _family_point(self.family, lam)
+        return Level(self._interpolated_label(lam), signal, noise)
+
+    def part(self, start: int, stop: int | None = None) -> Nodes:
+        """Nodes start..stop (inclusive of both ends), for runs that begin late or end early."""
+        window = slice(start, None if stop is None else stop + 1)
+
+        def cut(values: Array | None) -> Array | None:
+            return None if values is None else values[window]
+
+        return Nodes(
+            self.signal[window],
+            self.noise[window],
+            self.time[window],
+            self.path,
+            cut(self.signal_rate),
+            cut(self.noise_rate),
+            self.anchor[window] if self.anchor.any() else None,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The nodes as JSON-ready lists (the path is not included)."""
+        config: dict[str, Any] = {"signal": self.signal.tolist(), "noise": self.noise.tolist(), "time": self.time.tolist()}
+        if self.anchor.any():
+            config["anchor"] = self.anchor.tolist()
+        return config
+
+    def __repr__(self) -> str:
+        family = self.path.name if self.path is not None else self.family or "unknown family"
+        return f"Nodes({self.steps} steps, {family}, noise {self.noise[0]:.4g} → {self.noise[-1]:.4g})"
+
+    # --- checks and defaults ----------------------------------------------------------------------------
+
+    def _check_levels(self) -> None:
+        if len(self.signal) < 2:
+            raise ValueError(f"signal has {len(self.signal)} entries; at least 2 nodes (1 step) are needed")
+        for name, values in (("signal", self.signal), ("noise", self.noise)):
+            if (values < 0).any():
+                raise ValueError(f"{name}[{int(np.argmax(values < 0))}] is negative; coefficients must be ≥ 0")
+        both = (self.signal == 0) & (self.noise == 0)
+        if both.any():
+            raise ValueError(f"signal and noise are both 0 at node {int(np.argmax(both))}")
+        stuck = ~(np.diff(self.lam) > 0)
+        if stuck.any():
+            i = int(np.argmax(stuck))
+            raise ValueError(
+                f"nodes must go from noise to data with signal/noise strictly increasing, but it goes from "
+                f"{_ratio(self, i)} at node {i} to {_ratio(self, i + 1)} at node {i + 1}"
+            )
+
+    def _check_time(self) -> None:
+        change = np.diff(self.time)
+        if not ((change >= 0).all() or (change <= 0).all()):
+            i = int(np.argmax(change * np.sign(change[np.argmax(np.abs(change))]) < 0))
+            raise ValueError(f"time must be monotone, but turns at node {i + 1}: {self.time[i]:g} → {self.time[i + 1]:g}")
+
+    def _locate(self) -> Array | None:
+        if self.path is None:
+            return None
+        where = np.asarray(self.path.time_at(self.lam), dtype=np.float64)
+        point = self.path.at(where)
+        apart = np.abs(np.asarray(point.signal) - self.signal) + np.abs(np.asarray(point.noise) - self.noise)
+        apart[self.noise == 0] = 0.0  # a clean end may be added to a path that stops at its smallest noise
+        scale = np.maximum(1.0, self.noise)
+        if (apart > _PATH_TOLERANCE * scale).any():
+            i = int(np.argmax(apart / scale))
+            raise ValueError(
+                f"node {i} (signal {self.signal[i]:.6g}, noise {self.noise[i]:.6g}) does not lie on path "
+                f"{self.path.name!r}, which has signal {float(point.signal[i]):.6g}, noise {float(point.noise[i]):.6g} there"
+            )
+        return where
+
+    def _default_time(self) -> Array:
+        if self._path_time is not None:
+            return self._path_time
+        if self.family == "linear":
+            return self.signal.copy()
+        if self.family == "ve":
+            return self.noise.copy()
+        return np.asarray(np.arctan2(self.signal, self.noise) * (2 / np.pi))
+
+    def _default_rates(self) -> tuple[Array | None, Array | None]:
+        if self.path is not None and self._path_time is not None:
+            slope = self._label_slope()
+            if slope is None:
+                return None, None
+            point = self.path.at(self._path_time)
+            return np.asarray(point.signal_rate) / slope, np.asarray(point.noise_rate) / slope
+        slope = _slope(self.signal, self.time)
+        if self.family == "linear" and slope is not None:
+            return np.full_like(self.signal, 1 / slope), np.full_like(self.signal, -1 / slope)
+        slope = _slope(self.noise, self.time)
+        if self.family == "ve" and slope is not None:
+            return np.zeros_like(self.noise), np.full_like(self.noise, 1 / slope)
+        return None, None
+
+    def _label_slope(self) -> float | None:
+        """d(label)/d(path time) where labels are an affine function of the path's time, else None."""
+        assert self._path_time is not None
+        inner = self.noise > 0  # the clean end may lie beyond the path
+        return _slope(self._path_time[inner], self.time[inner]) if inner.sum() > 1 else 1.0
+
+    def _label(self, path_time: float) -> float:
+        assert self._path_time is not None
+        slope = self._label_slope()
+        if slope is not None:
+            return float(self.time[0] + slope * (path_time - self._path_time[0]))
+        return float(np.interp(path_time, self._path_time, self.time))
+
+    def _interpolated_label(self, lam: float) -> float:
+        if self.family == "linear" and (slope := _slope(self.signal, self.time)) is not None:
+            return float(self.time[0] + slope * (_family_point("linear", lam)[0] - self.signal[0]))
+        if self.family == "ve" and (slope := _slope(self.noise, self.time)) is not None:
+            return float(self.time[0] + slope * (np.exp(-lam) - self.noise[0]))
+        finite = np.isfinite(self.lam)
+        return float(np.interp(lam, self.lam[finite], self.time[finite]))
+
+
+def _column(name: str, values: Sequence[float] | Array, length: int | None = None) -> Array:
+    column = np.array(values, dtype=np.float64)
+    if column.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got shape {column.shape}")
+    if length is not None and len(column) != length:
+        raise ValueError(f"{name} has {len(column)} entries, but signal has {length}")
+    if name not in ("signal_rate", "noise_rate") and not np.isfinite(column).all():
+        raise ValueError(f"{name}[{int(np.argmin(np.isfinite(column)))}] is not finite")
+    return column
+
+
+def _ratio(nodes: Nodes, index: int) -> str:
+    return f"{nodes.signal[index]:.6g}/{nodes.noise[index]:.6g}"
+
+
+def _family(signal: Array, noise: Array) -> str | None:
+    if np.allclose(signal, 1.0, rtol=0, atol=_FAMILY_TOLERANCE):
+        return "ve"
+    if np.allclose(signal + noise, 1.0, rtol=0, atol=_FAMILY_TOLERANCE):
+        return "linear"
+    if np.allclose(signal**2 + noise**2, 1.0, rtol=0, atol=_FAMILY_TOLERANCE):
+        return "vp"
+    return None
+
+
+def _family_point(family: str, lam: float) -> tuple[float, float]:
+    if family == "ve":
+        return 1.0, float(np.exp(-lam))
+    power = 1.0 if family == "linear" else 2.0
+    signal = float(np.exp(-np.logaddexp(0.0, -power * lam) / power))
+    noise = float(np.exp(-np.logaddexp(0.0, power * lam) / power))
+    return signal, noise
+
+
+def _slope(x: Array, y: Array) -> float | None:
+    """Slope of y over x where y is affine in x to rounding, else None."""
+    span = x[-1] - x[0]
+    if span == 0 or y[-1] == y[0]:
+        return None
+    slope = (y[-1] - y[0]) / span
+    straight = np.abs(y[0] + slope * (x - x[0]) - y).max() <= 1e-7 * max(1.0, float(np.abs(y).max()))
+    return float(slope) if straight else None

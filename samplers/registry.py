@@ -1,0 +1,205 @@
+"""The registry of methods: a name, a function nodes → table, and the facts that tests and docs read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pathline.interpolants import unknown_name
+
+from .frames import check
+from .nodes import Nodes
+from .table import Table
+from .transforms import analytic_first_step
+
+Builder = Callable[..., Table]
+ENTRY_POINT_GROUP = "pathline.methods"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A publication; `bibtex` renders it."""
+
+    key: str
+    authors: str
+    title: str
+    year: int
+    venue: str
+    arxiv: str | None = None
+
+    @property
+    def bibtex(self) -> str:
+        """BibTeX entry."""
+        lines = [
+            f"  author = {{{self.authors}}}",
+            f"  title = {{{{{self.title}}}}}",
+            f"  year = {{{self.year}}}",
+            f"  howpublished = {{{self.venue}}}",
+        ]
+        if self.arxiv:
+            lines += [f"  eprint = {{{self.arxiv}}}", "  archiveprefix = {arXiv}"]
+        return f"@misc{{{self.key},\n" + ",\n".join(lines) + "\n}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of a method with its declared facts, each of them measured in the tests.
+
+    Attributes
+    ----------
+    options : dict
+    order : int
+        Global order with exact history, without final lowering, on a grid uniform in `variable`.
+    cold_order : int
+        The same from a cold start, where warm-up steps of low order may cap it.
+    variable : {"lam", "noise_ratio", "time"}
+        The method's own variable: λ, noise/signal or time.
+    """
+
+    options: dict[str, Any]
+    order: int
+    cold_order: int
+    variable: str = "lam"
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A registered method.
+
+    Attributes
+    ----------
+    name : str
+    build : function (nodes, **options) -> Table
+    summary : first line of the builder's docstring
+    options : keyword options with their defaults
+    cases : declared configurations, the first one the default
+    reference : Reference
+    requires : what the method needs beyond a Gaussian path, in words ("" when nothing)
+    """
+
+    name: str
+    build: Builder
+    cases: tuple[Case, ...]
+    reference: Reference
+    requires: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the builder's docstring."""
+        return (inspect.getdoc(self.build) or "").split("\n", 1)[0]
+
+    @property
+    def order(self) -> int:
+        """Order of the default configuration."""
+        return self.cases[0].order
+
+    @property
+    def cold_order(self) -> int:
+        """Cold-start order of the default configuration."""
+        return self.cases[0].cold_order
+
+    @property
+    def bibtex(self) -> str:
+        """BibTeX entry of the reference."""
+        return self.reference.bibtex
+
+
+_METHODS: dict[str, MethodInfo] = {}
+_COMMON_OPTIONS = {"afs": False}
+
+
+def register(
+    name: str, *, cases: tuple[Case, ...] | list[Case], reference: Reference, requires: str = ""
+) -> Callable[[Builder], Builder]:
+    """Decorator that adds a method: a function of `nodes` and keyword-only options that returns a Table.
+
+    Third parties either call it on import, or expose the decorated function under the entry-point group
+    ``pathline.methods``.
+
+    Raises
+    ------
+    ValueError
+        The name is taken, there is no declared case, or an option is not keyword-only with a default.
+    """
+
+    def add(build: Builder) -> Builder:
+        if name in _METHODS and _METHODS[name].build is not build:
+            raise ValueError(f"method {name!r} is already registered by {_METHODS[name].build.__module__}")
+        if not cases:
+            raise ValueError(f"method {name!r} declares no case; give at least one Case(options, order, cold_order)")
+        parameters = list(inspect.signature(build).parameters.values())[1:]
+        wrong = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY or p.default is p.empty]
+        if wrong:
+            raise ValueError(f"options of method {name!r} must be keyword-only with defaults; mend {wrong}")
+        options = {p.name: p.default for p in parameters}
+        _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, requires, options)
+        return build
+
+    return add
+
+
+@cache
+def _load_entry_points() -> None:
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        point.load()
+
+
+def list_methods() -> list[str]:
+    """Names of all registered methods, third-party ones included."""
+    _load_entry_points()
+    return sorted(_METHODS)
+
+
+def method_info(name: str) -> MethodInfo:
+    """The registered facts of a method.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; the message lists the nearest ones.
+    """
+    if name not in _METHODS:
+        _load_entry_points()
+    if name not in _METHODS:
+        raise unknown_name("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def build_table(method: str, nodes: Nodes, *, afs: bool | str = False, **options: Any) -> Table:
+    """Compile `method` on `nodes` into a table that is checked in its declared frame.
+
+    Parameters
+    ----------
+    method : str
+        A name of `list_methods()`.
+    nodes : Nodes
+    afs : {False, True, "unit", "zero", "gaussian"}
+        Replace the first network call by an analytic estimate; see `transforms.analytic_first_step`.
+    **options
+        The method's own options (`method_info(method).options`).
+
+    Raises
+    ------
+    ValueError
+        Unknown method or option, an option out of range, or nodes the method cannot use.
+    """
+    info = method_info(method)
+    for key in options:
+        if key not in info.options:
+            raise unknown_name(f"option of method {method!r}", key, [*info.options, *_COMMON_OPTIONS])
+    table = info.build(nodes, **options)
+    if afs:
+        table = analytic_first_step(table, "unit" if afs is True else afs)
+    given = info.options | options | ({"afs": afs} if afs else {})
+    table = replace(table, method=method, options={k: _json(v) for k, v in given.items()})
+    check(table)
+    return table
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

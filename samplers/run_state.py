@@ -1,0 +1,115 @@
+"""What a run holds and shows: state, hooks, callbacks and results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .table import Table
+
+NoiseSource = Callable[[int, int, Tensor], Tensor]
+"""(row, slot, like) -> standard normal tensor shaped as `like`."""
+
+
+class NonFiniteError(FloatingPointError):
+    """The state stopped being finite; the message names the row, its time and the norms of the registers."""
+
+
+@dataclass
+class RunState:
+    """Everything a hook may read or change between two operations of the loop.
+
+    Attributes
+    ----------
+    table : Table
+    values : dict of value number -> Tensor (B, ...)
+        Registers alive; anchors included.
+    samples : (B,) int64
+        Global indices that key the noise; they belong to the slots and are never gathered.
+    kwargs : dict
+        Keyword arguments of the model; tensors with leading size B are gathered with the state.
+    log_weights : (B,) or None
+        For particle methods; the loop only carries it.
+    row : int
+    """
+
+    table: Table
+    values: dict[int, Tensor]
+    samples: Tensor
+    kwargs: dict[str, Any]
+    log_weights: Tensor | None = None
+    row: int = 0
+
+    @property
+    def data(self) -> Tensor | None:
+        """The current row's data prediction, where the row stores data."""
+        row = self.table.rows[self.row]
+        return self.values.get(row.output) if row.output is not None and row.form == "data" else None
+
+    def gather(self, index: Tensor) -> None:
+        """Re-index every register and condition by `index` (B,), as a resampler does; noise keys stay."""
+        batch = len(self.samples)
+        self.values = {k: v.index_select(0, index) for k, v in self.values.items()}
+        self.kwargs = {
+            k: v.index_select(0, index) if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v
+            for k, v in self.kwargs.items()
+        }
+
+
+class Hook:
+    """Base of hooks; override what is needed. Each method is called once per row that has such a moment."""
+
+    def before_model(self, run: RunState, query: Tensor) -> Tensor | None:
+        """Return a tensor to change what the network sees."""
+
+    def after_model(self, run: RunState, query: Tensor, output: Tensor) -> Tensor | None:
+        """Return a tensor to replace the output (already in the row's form)."""
+
+    def after_row(self, run: RunState) -> None:
+        """All updates of the row are done; `run.values` may be changed, `run.gather` called."""
+
+
+class Callback(Protocol):
+    """Called after every row with `StepInfo`."""
+
+    def __call__(self, info: StepInfo) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback sees after a row: row number, number of rows, time, level, query and output tensors."""
+
+    row: int
+    rows: int
+    time: float
+    signal: float
+    noise: float
+    query: Tensor | None
+    output: Tensor | None
+    form: str
+    state: Tensor
+
+
+@dataclass
+class Result:
+    """Outcome of a run.
+
+    Attributes
+    ----------
+    sample : Tensor (B, ...)
+    evaluations : int
+        Counted network evaluations of one batch (a guided pair counts once).
+    table : Table
+    log_weights : Tensor (B,) or None
+    options : dict
+        Protocol of the run: prediction, seed and the like.
+    """
+
+    sample: Tensor
+    evaluations: int
+    table: Table
+    log_weights: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)

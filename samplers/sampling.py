@@ -1,0 +1,198 @@
+"""`sample`: from a model, a path and a budget to samples in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.interpolants import GaussianPath
+
+from .border import Model
+from .grids import make_nodes
+from .guidance import Guidance
+from .keyed_noise import seed_of
+from .loop import run
+from .nodes import Nodes
+from .numerics import Array
+from .registry import build_table
+from .run_state import Callback, Hook, NoiseSource, Result
+from .table import Table
+
+GridLike = str | Sequence[float] | Array | Nodes
+
+
+def sample(
+    model: Model,
+    x_init: Tensor,
+    *,
+    path: GaussianPath | None = None,
+    method: str = "dpm++",
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: GridLike = "logsnr",
+    grid_options: Mapping[str, Any] | None = None,
+    prediction: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
+    seed: int | torch.Generator = 0,
+    sample_offset: int = 0,
+    chunk_size: int | None = None,
+    noise: NoiseSource | None = None,
+    anchors: Mapping[str, Tensor] | None = None,
+    hooks: Sequence[Hook] = (),
+    callback: Callback | None = None,
+    progress: bool = False,
+    differentiable: bool = False,
+    full: bool = False,
+    **options: Any,
+) -> Tensor | Result:
+    """Draw samples.
+
+    Parameters
+    ----------
+    model : callable (x, t, **model_kwargs) -> output
+        t (B,) is path time, 0 = noise and 1 = data. A wrapped model (`from_diffusers`) brings path and
+        prediction along.
+    x_init : Tensor (B, ...)
+        State at node 0, usually `path.prior(shape, generator)`.
+    path : GaussianPath
+        Required unless the model carries one or `grid` is Nodes.
+    method : str
+        A name of `list_methods()`.
+    nfe, steps : int
+        `nfe` is an upper bound on network calls, `steps` the number of steps; give one. Default nfe=10.
+    grid : str, increasing times, or Nodes
+        A name of `list_grids()`, or the grid itself (then nfe and steps are not given).
+    grid_options : mapping
+        Options of the grid, such as {"rho": 5.0}.
+    prediction : {"data", "noise", "velocity", "v", "score"}
+        What the model returns; default the model's own, else "data".
+    seed, sample_offset
+        Noise is keyed by (seed, sample_offset + b, row, slot), so any batch split gives the same samples.
+    chunk_size : int, optional
+        Largest batch given to the model at once, to bound memory.
+    **options
+        Options of the method, and afs.
+
+    Other parameters are those of `run`.
+
+    Returns
+    -------
+    Tensor (B, ...), or Result with full=True.
+
+    Raises
+    ------
+    ValueError
+        Before any network call, when something asked for is unknown, impossible or inconsistent.
+    """
+    path = path if path is not None else getattr(model, "path", None)
+    prediction = prediction or getattr(model, "prediction", None) or "data"
+    table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
+    if isinstance(seed, torch.Generator):
+        seed = seed_of(seed)
+    size = len(x_init) if chunk_size is None else chunk_size
+    if size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r} is not possible; it must be at least 1")
+    results = []
+    for start in range(0, len(x_init), size):
+        part = slice(start, min(start + size, len(x_init)))
+        result = run(
+            table,
+            model,
+            x_init[part],
+            prediction=prediction,
+            model_kwargs=_part(model_kwargs, part, len(x_init)),
+            guidance=guidance,
+            seed=seed,
+            samples=range(sample_offset + part.start, sample_offset + part.stop),
+            noise=noise,
+            anchors=_part(anchors, part, len(x_init)),
+            hooks=hooks,
+            callback=callback,
+            progress=progress,
+            differentiable=differentiable,
+            full=True,
+        )
+        assert isinstance(result, Result)
+        results.append(result)
+    joined = _joined(results)
+    return joined if full else joined.sample
+
+
+def plan(
+    path: GaussianPath | None,
+    method: str = "dpm++",
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: GridLike = "logsnr",
+    grid_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Table:
+    """The table that `sample` would run, without a model; arguments as in `sample`.
+
+    Raises
+    ------
+    ValueError
+        Contradictory sizes, an unknown name, or an nfe below what one step of the method costs.
+    """
+    if not isinstance(grid, str):
+        if nfe is not None or steps is not None:
+            raise ValueError("an explicit grid fixes the number of steps; leave out nfe and steps")
+        nodes = grid if isinstance(grid, Nodes) else make_nodes(_required(path), grid, **(grid_options or {}))
+        return build_table(method, nodes, **options)
+    if nfe is not None and steps is not None:
+        raise ValueError(f"give nfe (={nfe}) or steps (={steps}), not both")
+
+    def build(n: int) -> Table:
+        return build_table(method, make_nodes(_required(path), grid, n, **(grid_options or {})), **options)
+
+    if steps is not None:
+        return build(steps)
+    budget = 10 if nfe is None else nfe
+    return _largest_within(build, budget, method)
+
+
+def _largest_within(build: Callable[[int], Table], budget: int, method: str) -> Table:
+    """The table of most steps with at most `budget` evaluations; evaluations grow with steps."""
+    if budget < 1:
+        raise ValueError(f"nfe={budget!r} is not possible; at least 1 evaluation is needed")
+    for steps in (budget + 1, budget):  # one step more where the first call is analytic
+        table = build(steps)
+        if table.evaluations <= budget:
+            return table
+    best = build(1)
+    if budget < best.evaluations:
+        raise ValueError(
+            f"nfe={budget!r} is below the {best.evaluations} evaluations that one step of {method!r} costs; raise nfe"
+        )
+    low, high = 1, budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        table = build(middle)
+        low, high, best = (middle, high, table) if table.evaluations <= budget else (low, middle, best)
+    return best
+
+
+def _required(path: GaussianPath | None) -> GaussianPath:
+    if path is None:
+        raise ValueError("path is missing: pass path=LinearPath() or whatever the model was trained on, or grid=Nodes(...)")
+    return path
+
+
+def _part(values: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str, Any]:
+    return {
+        k: v[part] if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in (values or {}).items()
+    }
+
+
+def _joined(results: list[Result]) -> Result:
+    first = results[0]
+    if len(results) == 1:
+        return first
+    weights = [r.log_weights for r in results]
+    joined = torch.cat([w for w in weights if w is not None]) if all(w is not None for w in weights) else None
+    return Result(torch.cat([r.sample for r in results]), first.evaluations, first.table, joined, first.options)

@@ -1,0 +1,146 @@
+"""Table → table: an analytic first step, a corrector for any method with one call per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pathline.interpolants import unknown_name
+
+from .nodes import Nodes
+from .numerics import Array
+from .program import Linear, Program, dot
+from .table import Row, Table, Terms, Update
+
+AFS_KINDS = ("unit", "zero", "gaussian")
+
+
+def analytic_first_step(table: Table, kind: str = "unit") -> Table:
+    """Replace the first network call by an estimate that is affine in the state: one evaluation less.
+
+    Parameters
+    ----------
+    table : Table
+        Its first row must query the initial state.
+    kind : {"unit", "zero", "gaussian"}
+        "unit": data of mean 0 and variance 1, so noise ≈ noise·x/(signal² + noise²), in the form of the
+        published code (Dockhorn et al. 2022; Zhou et al. 2024): ε = x/√(signal² + noise²).
+        "zero": data ≈ 0, so ε = x/noise.
+        "gaussian": data ≈ the anchor "data_mean", given to `run` as anchors={"data_mean": ...}, variance 0.
+
+    Raises
+    ------
+    ValueError
+        Unknown kind, or a table whose first call is not at the initial state.
+    """
+    if kind not in AFS_KINDS:
+        raise unknown_name("analytic first step", str(kind), AFS_KINDS)
+    first = next((k for k, row in enumerate(table.rows) if row.query is not None), None)
+    if first is None or table.rows[first].query != 0 or table.rows[first].estimate is not None:
+        raise ValueError(f"afs={kind!r} needs a table whose first call is at the initial state; {table.method!r} is not")
+    if kind == "gaussian":
+        table = _with_anchor(table, "data_mean")
+    row = table.rows[first]
+    rows = list(table.rows)
+    rows[first] = replace(row, estimate=_estimate(row, kind, table.anchors))
+    return replace(table, rows=tuple(rows))
+
+
+def _estimate(row: Row, kind: str, anchors: tuple[str, ...]) -> Terms:
+    level = row.level
+    query = row.query or 0
+    if kind == "gaussian":
+        mean = 1 + anchors.index("data_mean")
+        data, noise = {mean: 1.0}, {query: 1 / level.noise, mean: -level.signal / level.noise}
+    elif kind == "zero":
+        data, noise = {}, {query: 1 / level.noise}
+    else:
+        spread = (level.signal**2 + level.noise**2) ** 0.5
+        noise = {query: 1 / spread}
+        data = {query: (1 - level.noise / spread) / level.signal} if level.signal else {}
+    if row.form == "data":
+        return tuple(data.items())
+    if row.form == "noise":
+        return tuple(noise.items())
+    if level.signal_rate is None or level.noise_rate is None:
+        raise ValueError("an analytic first step in velocity form needs the path's rates; pass path=... to Nodes")
+    return tuple((level.signal_rate * Linear({**data}) + level.noise_rate * Linear({**noise})).terms.items())
+
+
+def _with_anchor(table: Table, name: str) -> Table:
+    """The same table with one more anchor: every later value moves up by one."""
+    if name in table.anchors:
+        return table
+    place = 1 + len(table.anchors)
+
+    def moved(value: int | None) -> int | None:
+        return value if value is None or value < place else value + 1
+
+    def terms(items: Terms) -> Terms:
+        return tuple((v if v < place else v + 1, c) for v, c in items)
+
+    rows = tuple(
+        replace(
+            row,
+            query=moved(row.query),
+            output=moved(row.output),
+            estimate=None if row.estimate is None else terms(row.estimate),
+            noises=tuple(z if z < place else z + 1 for z in row.noises),
+            updates=tuple(Update(u.target if u.target < place else u.target + 1, terms(u.terms)) for u in row.updates),
+        )
+        for row in table.rows
+    )
+    result = table.result if table.result < place else table.result + 1
+    return replace(table, rows=rows, result=result, anchors=(*table.anchors, name))
+
+
+def apply_corrector(table: Table, nodes: Nodes, weights: Sequence[Array | None]) -> Table:
+    """Correct every state after the call there: no extra evaluations (predict, evaluate, correct).
+
+    After the call at node i+1 the state is recomputed as
+    (noise'/noise)·x_i + Σ_j weights_ij·D_{i−j} + weights_i,last·D_{i+1} from the corrected x_i, and the next
+    prediction starts from it. The last step is never corrected, since its end is not evaluated.
+
+    Parameters
+    ----------
+    table : Table
+        One data-form call on each node but the last; no inner stages, no noise.
+    nodes : Nodes
+        The nodes `table` was built on.
+    weights : sequence of N arrays or None
+        For each step the weights of the outputs up to node i, newest first, then of the one at node i+1;
+        None leaves that step uncorrected.
+
+    Raises
+    ------
+    ValueError
+        The table has inner stages, noise, or rows of another form.
+    """
+    _check_correctable(table, nodes)
+    program = Program(nodes, table.anchors)
+    now = {0: program.state} | {1 + i: program.anchor(a) for i, a in enumerate(table.anchors)}
+    x, history = program.state, list[Linear]()
+    for i, row in enumerate(table.rows):
+        assert row.query is not None and row.output is not None
+        output = program.query(now[row.query], i)
+        w = weights[i - 1] if i else None
+        if w is not None:
+            carry = float(nodes.noise[i] / nodes.noise[i - 1])
+            now[row.query] = program.let(carry * x + dot([*w[:-1], w[-1]], [*history[: len(w) - 1], output]))
+        x = now[row.query]
+        now[row.output] = output
+        history.insert(0, output)
+        for target, terms in row.updates:
+            now[target] = program.let(dot([c for _, c in terms], [now[v] for v, _ in terms]))
+    corrected = program.finish(now[table.result], frame=table.frame, law=table.law)
+    return replace(corrected, method=table.method, options=table.options)
+
+
+def _check_correctable(table: Table, nodes: Nodes) -> None:
+    if table.stochastic:
+        raise ValueError("a corrector needs a deterministic table; stochastic methods carry their own")
+    same_levels = len(table.rows) == nodes.steps and all(
+        row.level.time == nodes.time[i] for i, row in enumerate(table.rows)
+    )
+    if not same_levels or any(row.form != "data" or row.query is None for row in table.rows):
+        raise ValueError("a corrector needs one data-form call on each node but the last (no inner stages)")
