@@ -1,8 +1,8 @@
 """How to integrate: every sampler is compiled to a table of coefficients, and one loop runs any table."""
 
-from . import methods as _methods  # registers the built-in methods
+from . import methods
 from .border import Border
-from .frames import InvariantError, check, residuals
+from .frames import InvariantError, check, propagate, residuals
 from .grids import list_grids, make_nodes
 from .guidance import ClassifierFree, Guidance
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
@@ -58,7 +58,9 @@ __all__ = [
     "list_methods",
     "make_nodes",
     "method_info",
+    "methods",
     "plan",
+    "propagate",
     "register",
     "residuals",
     "reversed_flow",

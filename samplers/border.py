@@ -38,7 +38,12 @@ class Border:
     """
 
     def __init__(
-        self, model: Model, table: Table, x: Tensor, prediction: str = "data", guidance: Guidance | None = None
+        self,
+        model: Model,
+        table: Table,
+        x: Tensor,
+        prediction: str = "data",
+        guidance: Guidance | None = None,
     ) -> None:
         if prediction not in PREDICTIONS:
             raise unknown_name("prediction", prediction, PREDICTIONS)
@@ -56,10 +61,8 @@ class Border:
         """Evaluate the network at `query` for row `index`; returns the output in the row's form."""
         x = query.to(self.network_dtype)
         t = self.labels[index].expand(len(x))
-        if self.guidance is None:
-            raw = self.model(x, t, **kwargs)
-        else:
-            raw = self.guidance(self.model, x, t, dict(kwargs))
+        guided = self.guidance
+        raw = self.model(x, t, **kwargs) if guided is None else guided(self.model, x, t, dict(kwargs))
         self.evaluations += 1
         if self.evaluations == 1:
             _check_output(raw, x)
@@ -83,14 +86,16 @@ def _conversion(row: Row, index: int, table: Table, prediction: str) -> tuple[fl
     except ValueError as error:
         raise ValueError(
             f"method {table.method!r} stores the {row.form} at row {index} (time {level.time:g}, signal "
-            f"{level.signal:g}, noise {level.noise:g}), which a {prediction} prediction cannot give there: {error}"
+            f"{level.signal:g}, noise {level.noise:g}), which a {prediction} prediction cannot give "
+            f"there: {error}"
         ) from None
 
 
 def _check_output(raw: Any, x: Tensor) -> None:
     if not isinstance(raw, Tensor):
         raise TypeError(
-            f"the model must return a tensor, got {type(raw).__name__}; wrap diffusers networks with from_diffusers(...)"
+            f"the model must return a tensor, got {type(raw).__name__}; wrap diffusers networks "
+            "with from_diffusers(...)"
         )
     if raw.shape != x.shape:
         raise ValueError(f"the model returned shape {tuple(raw.shape)} for an input of shape {tuple(x.shape)}")

@@ -14,10 +14,14 @@ none: reason
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
+from .nodes import Level
 from .numerics import Array
-from .table import Row, Table, Terms
+from .table import Row, Table
 
 TOLERANCE = 1e-8
 """Largest allowed residual relative to the largest level of the table."""
@@ -54,35 +58,41 @@ def check(table: Table) -> None:
 
 def residuals(table: Table) -> Array:
     """Residual at every row's query and, last, at the result; 0 for rows without a query."""
-    if table.frame == "velocity":
-        return _follow(table, _velocity_start, _velocity_output, _velocity_residual)
-    return _follow(table, _mass_start, _mass_output, _mass_residual)
-
-
-def _follow(table: Table, start, output, residual) -> Array:  # type: ignore[no-untyped-def]
-    values: dict[int, Array] = start(table)
-    width = len(values[0])
+    frame = _VELOCITY if table.frame == "velocity" else _POINT_MASS
+    values = propagate(table)
     found = np.zeros(len(table.rows) + 1)
-
-    def combine(terms: Terms) -> Array:
-        total = np.zeros(width)
-        for value, c in terms:
-            total = total + _scalar(c) * values[value]
-        return total
-
-    noise_column = width - sum(len(r.noises) for r in table.rows)
     for k, row in enumerate(table.rows):
-        for z in row.noises:
-            if z >= 0:
-                values[z] = np.eye(1, width, noise_column)[0]
-            noise_column += 1
-        if row.query is not None and row.output is not None:
-            found[k] = residual(table, values[row.query], row.level)
-            values[row.output] = output(table, row, values[row.query])
-        for target, terms in row.updates:
-            values[target] = combine(terms)
-    found[-1] = residual(table, values[table.result], table.end)
+        if row.query is not None:
+            found[k] = frame.residual(table, values[row.query], row.level)
+    found[-1] = frame.residual(table, values[table.result], table.end)
     return found
+
+
+def propagate(table: Table) -> dict[int, Array]:
+    """Every value of the table as coefficients in its frame's basis.
+
+    Returns
+    -------
+    dict of value number -> array
+        Point mass: coefficients of (data, source, initial noise, fresh noise 1, …). Velocity: of (x₀, u, …).
+    """
+    frame = _VELOCITY if table.frame == "velocity" else _POINT_MASS
+    fresh = sum(len(row.noises) for row in table.rows) if table.stochastic else 0
+    width = frame.width + fresh
+    values = frame.start(table, width)
+    column = frame.width
+    for row in table.rows:
+        for z in row.noises if fresh else ():
+            values[z] = np.eye(1, width, column)[0]
+            column += 1
+        if row.query is not None and row.output is not None:
+            values[row.output] = frame.output(table, row, values[row.query])
+        for target, terms in row.updates:
+            total = np.zeros(width)
+            for value, c in terms:
+                total += _scalar(c) * values[value]
+            values[target] = total
+    return values
 
 
 def _scalar(c: float | Array) -> float:
@@ -90,35 +100,36 @@ def _scalar(c: float | Array) -> float:
     return float(c.reshape(-1)[0]) if isinstance(c, np.ndarray) else c
 
 
-# point mass: columns are D, source, N, then every fresh noise
+class _Frame(NamedTuple):
+    width: int
+    start: Callable[[Table, int], dict[int, Array]]
+    output: Callable[[Table, Row, Array], Array]
+    residual: Callable[[Table, Array, Level], float]
 
 
-def _mass_start(table: Table) -> dict[int, Array]:
-    width = 3 + sum(len(r.noises) for r in table.rows)
+def _mass_start(table: Table, width: int) -> dict[int, Array]:
     values = {i + 1: np.eye(1, width, 1)[0] for i in range(len(table.anchors))}
-    first = np.zeros(width)
-    first[:3] = table.start.signal, table.start.anchor, table.start.noise
-    values[0] = first
+    values[0] = np.zeros(width)
+    values[0][:3] = table.start.signal, table.start.anchor, table.start.noise
     return values
 
 
 def _mass_output(table: Table, row: Row, query: Array) -> Array:
-    width = len(query)
     level = row.level
-    data = np.eye(1, width, 0)[0]
+    data = np.eye(1, len(query), 0)[0]
     if row.form == "data":
         return data
-    noise = np.eye(1, width, 2)[0]
+    noise = np.eye(1, len(query), 2)[0]
     if table.stochastic and level.noise > 0:
         noise = (query - level.signal * data) / level.noise
     if row.form == "noise":
         return noise
     if level.signal_rate is None or level.noise_rate is None:
-        raise ValueError(f"row at time {level.time:g} stores velocity, but the path's rates are unknown")
+        raise ValueError(f"row at time {level.time:g} stores velocity, but the path's rates are unknown; pass path=...")
     return level.signal_rate * data + level.noise_rate * noise
 
 
-def _mass_residual(table: Table, value: Array, level) -> float:  # type: ignore[no-untyped-def]
+def _mass_residual(table: Table, value: Array, level: Level) -> float:
     mean = abs(value[0] - level.signal) + abs(value[1] - level.anchor)
     if not table.stochastic:
         return float(mean + abs(value[2] - level.noise))
@@ -127,14 +138,8 @@ def _mass_residual(table: Table, value: Array, level) -> float:  # type: ignore[
     return float(mean + abs(np.linalg.norm(value[2:]) - level.noise))
 
 
-# velocity: columns are x₀ and the time integral of u
-
-
-def _velocity_start(table: Table) -> dict[int, Array]:
-    width = 2 + sum(len(r.noises) for r in table.rows)
-    values = {i + 1: np.zeros(width) for i in range(len(table.anchors))}
-    values[0] = np.eye(1, width, 0)[0]
-    return values
+def _velocity_start(table: Table, width: int) -> dict[int, Array]:
+    return {i: np.eye(1, width, 0)[0] if i == 0 else np.zeros(width) for i in range(1 + len(table.anchors))}
 
 
 def _velocity_output(table: Table, row: Row, query: Array) -> Array:
@@ -143,5 +148,9 @@ def _velocity_output(table: Table, row: Row, query: Array) -> Array:
     return np.eye(1, len(query), 1)[0]
 
 
-def _velocity_residual(table: Table, value: Array, level) -> float:  # type: ignore[no-untyped-def]
+def _velocity_residual(table: Table, value: Array, level: Level) -> float:
     return float(abs(value[0] - 1.0) + abs(value[1] - (level.time - table.start.time)))
+
+
+_POINT_MASS = _Frame(3, _mass_start, _mass_output, _mass_residual)
+_VELOCITY = _Frame(2, _velocity_start, _velocity_output, _velocity_residual)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pathline.interpolants import DiscretePath, GaussianPath, unknown_name
 
-from .nodes import Nodes
+from .nodes import Nodes, points_at, times_at
 from .numerics import Array
 
 Grid = Callable[..., Array]
@@ -31,7 +31,12 @@ def list_grids() -> list[str]:
 
 
 def make_nodes(
-    path: GaussianPath, grid: str | Sequence[float] | Array, steps: int | None = None, *, final: str = "zero", **options: Any
+    path: GaussianPath,
+    grid: str | Sequence[float] | Array,
+    steps: int | None = None,
+    *,
+    final: str = "zero",
+    **options: Any,
 ) -> Nodes:
     """Nodes of `path` on a grid.
 
@@ -86,9 +91,7 @@ def _user_nodes(path: GaussianPath, times: Sequence[float] | Array, options: dic
 
 
 def _path_nodes(path: GaussianPath, times: Array, clean_end: bool) -> Nodes:
-    point = path.at(times)
-    columns = [np.asarray(c, dtype=np.float64) for c in point]
-    signal, noise, signal_rate, noise_rate = columns
+    signal, noise, signal_rate, noise_rate = points_at(path, times)
     if clean_end:
         end = path.at(1.0)
         signal = np.append(signal, float(end.signal) if float(end.noise) == 0.0 else 1.0)
@@ -96,10 +99,6 @@ def _path_nodes(path: GaussianPath, times: Array, clean_end: bool) -> Nodes:
         signal_rate = np.append(signal_rate, float(end.signal_rate))
         noise_rate = np.append(noise_rate, float(end.noise_rate))
     return Nodes(signal, noise, times, path, signal_rate, noise_rate)
-
-
-def _from_lam(path: GaussianPath, lam: Array) -> Array:
-    return np.asarray(path.time_at(lam), dtype=np.float64)
 
 
 def _discrete(path: GaussianPath, index: Array) -> Array:
@@ -123,7 +122,7 @@ def time(path: GaussianPath, levels: int) -> Array:
 @_register
 def logsnr(path: GaussianPath, levels: int) -> Array:
     """Uniform in λ between the path's lambda_min and lambda_max."""
-    return _from_lam(path, np.linspace(path.lambda_min, path.lambda_max, levels))
+    return times_at(path, np.linspace(path.lambda_min, path.lambda_max, levels))
 
 
 @_register
@@ -132,7 +131,7 @@ def karras(path: GaussianPath, levels: int, rho: float = 7.0) -> Array:
     if not rho > 0:
         raise ValueError(f"rho={rho!r} is not possible; it must be positive")
     low, high = np.exp(-path.lambda_max / rho), np.exp(-path.lambda_min / rho)
-    return _from_lam(path, -rho * np.log(np.linspace(high, low, levels)))
+    return times_at(path, -rho * np.log(np.linspace(high, low, levels)))
 
 
 @_register
@@ -140,8 +139,7 @@ def exponential(path: GaussianPath, levels: int) -> Array:
     """Uniform in the logarithm of the schedule's own level: noise on linear paths, noise/signal on the others."""
     if not path.constant_rates:
         return logsnr(path, levels)
-    ends = path.time_at(np.array([path.lambda_min, path.lambda_max]))
-    noise = np.asarray(path.noise(ends), dtype=np.float64)
+    _, noise, _, _ = points_at(path, times_at(path, np.array([path.lambda_min, path.lambda_max])))
     return 1.0 - np.geomspace(noise[0], noise[1], levels)
 
 
@@ -149,14 +147,14 @@ def exponential(path: GaussianPath, levels: int) -> Array:
 def trailing(path: GaussianPath, levels: int) -> Array:
     """Equal steps counted from the noise end, as `timestep_spacing="trailing"` in diffusers."""
     total = _train_steps(path)
-    return _discrete(path, total - np.arange(levels) * (total / levels) - 1.0)
+    return _discrete(path, total - 1.0 - np.arange(levels, dtype=np.float64) * (total / levels))
 
 
 @_register
 def leading(path: GaussianPath, levels: int, offset: int = 0) -> Array:
     """Equal steps counted from the data end, as `timestep_spacing="leading"`; `offset` is `steps_offset`."""
     stride = _train_steps(path) // levels
-    return _discrete(path, np.arange(levels)[::-1] * float(stride) + offset)
+    return _discrete(path, np.arange(levels, dtype=np.float64)[::-1] * stride + offset)
 
 
 @_register

@@ -39,6 +39,7 @@ class ClassifierFree:
     batched: bool = True
 
     def __call__(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Guided output from one call of twice the batch, or from two calls."""
         if self.scale == 1.0:
             return network(x, t, **kwargs)
         free = {**kwargs, **self.unconditional}
@@ -54,7 +55,9 @@ class ClassifierFree:
 def _join(conditional: Any, unconditional: Any, batch: int) -> Any:
     if isinstance(conditional, Tensor) and isinstance(unconditional, Tensor) and conditional.shape[:1] == (batch,):
         return torch.cat([conditional, unconditional])
-    if conditional is unconditional or type(conditional) is type(unconditional) is not Tensor and conditional == unconditional:
+    if conditional is unconditional or (
+        type(conditional) is type(unconditional) is not Tensor and conditional == unconditional
+    ):
         return conditional
     raise ValueError(
         "batched guidance can join only tensors whose first dimension is the batch; "

@@ -155,7 +155,8 @@ def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> d
     missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
     if missing or extra:
         raise ValueError(
-            f"method {table.method!r} takes anchors {list(table.anchors)}; missing {sorted(missing)}, unknown {sorted(extra)}"
+            f"method {table.method!r} takes anchors {list(table.anchors)}; "
+            f"missing {sorted(missing)}, unknown {sorted(extra)}"
         )
     wide = torch.promote_types(x.dtype, torch.float32)
     values = {0: x.to(wide)}
@@ -173,7 +174,9 @@ def _sample_indices(samples: Sequence[int] | Tensor | None, x: Tensor) -> Tensor
         return torch.arange(len(x), device=x.device)
     index = torch.as_tensor(samples, dtype=torch.int64, device=x.device)
     if index.shape != (len(x),):
-        raise ValueError(f"samples has shape {tuple(index.shape)}; one index for each of the {len(x)} samples is needed")
+        raise ValueError(
+            f"samples has shape {tuple(index.shape)}; one index for each of the {len(x)} samples is needed"
+        )
     return index
 
 

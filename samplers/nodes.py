@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from pathline.interpolants import GaussianPath
 
@@ -74,7 +75,7 @@ class Nodes:
         with np.errstate(divide="ignore"):
             self.lam: Array = np.log(self.signal) - np.log(self.noise)
         self._check_levels()
-        self.family = _family(self.signal, self.noise)
+        self.family = _family(self.signal, self.noise) if path is None else _path_family(path)
         self._path_time = self._locate()
         self.time = _column("time", time, len(self.signal)) if time is not None else self._default_time()
         self._check_time()
@@ -101,9 +102,7 @@ class Nodes:
     def level(self, index: int) -> Level:
         """Node `index` as a Level; rates are None where they are unknown or infinite."""
         rates = (self.signal_rate, self.noise_rate)
-        signal_rate, noise_rate = (
-            float(r[index]) if r is not None and np.isfinite(r[index]) else None for r in rates
-        )
+        signal_rate, noise_rate = (float(r[index]) if r is not None and np.isfinite(r[index]) else None for r in rates)
         return Level(
             float(self.time[index]),
             float(self.signal[index]),
@@ -156,7 +155,11 @@ class Nodes:
 
     def config(self) -> dict[str, Any]:
         """The nodes as JSON-ready lists (the path is not included)."""
-        config: dict[str, Any] = {"signal": self.signal.tolist(), "noise": self.noise.tolist(), "time": self.time.tolist()}
+        config: dict[str, Any] = {
+            "signal": self.signal.tolist(),
+            "noise": self.noise.tolist(),
+            "time": self.time.tolist(),
+        }
         if self.anchor.any():
             config["anchor"] = self.anchor.tolist()
         return config
@@ -188,21 +191,24 @@ class Nodes:
         change = np.diff(self.time)
         if not ((change >= 0).all() or (change <= 0).all()):
             i = int(np.argmax(change * np.sign(change[np.argmax(np.abs(change))]) < 0))
-            raise ValueError(f"time must be monotone, but turns at node {i + 1}: {self.time[i]:g} → {self.time[i + 1]:g}")
+            raise ValueError(
+                f"time must be monotone, but turns at node {i + 1}: {self.time[i]:g} → {self.time[i + 1]:g}"
+            )
 
     def _locate(self) -> Array | None:
         if self.path is None:
             return None
-        where = np.asarray(self.path.time_at(self.lam), dtype=np.float64)
-        point = self.path.at(where)
-        apart = np.abs(np.asarray(point.signal) - self.signal) + np.abs(np.asarray(point.noise) - self.noise)
+        where = times_at(self.path, self.lam)
+        signal, noise, _, _ = points_at(self.path, where)
+        apart = np.abs(signal - self.signal) + np.abs(noise - self.noise)
         apart[self.noise == 0] = 0.0  # a clean end may be added to a path that stops at its smallest noise
         scale = np.maximum(1.0, self.noise)
         if (apart > _PATH_TOLERANCE * scale).any():
             i = int(np.argmax(apart / scale))
             raise ValueError(
                 f"node {i} (signal {self.signal[i]:.6g}, noise {self.noise[i]:.6g}) does not lie on path "
-                f"{self.path.name!r}, which has signal {float(point.signal[i]):.6g}, noise {float(point.noise[i]):.6g} there"
+                f"{self.path.name!r}, which has "
+                f"signal {signal[i]:.6g}, noise {noise[i]:.6g} there"
             )
         return where
 
@@ -220,8 +226,8 @@ class Nodes:
             slope = self._label_slope()
             if slope is None:
                 return None, None
-            point = self.path.at(self._path_time)
-            return np.asarray(point.signal_rate) / slope, np.asarray(point.noise_rate) / slope
+            _, _, signal_rate, noise_rate = points_at(self.path, self._path_time)
+            return signal_rate / slope, noise_rate / slope
         slope = _slope(self.signal, self.time)
         if self.family == "linear" and slope is not None:
             return np.full_like(self.signal, 1 / slope), np.full_like(self.signal, -1 / slope)
@@ -252,6 +258,17 @@ class Nodes:
         return float(np.interp(lam, self.lam[finite], self.time[finite]))
 
 
+def points_at(path: GaussianPath, times: Array) -> tuple[Array, Array, Array, Array]:
+    """Signal, noise and their rates at `times`, as float64 arrays."""
+    signal, noise, signal_rate, noise_rate = (np.asarray(c) for c in path.at(torch.from_numpy(times)))
+    return signal, noise, signal_rate, noise_rate
+
+
+def times_at(path: GaussianPath, lam: Array) -> Array:
+    """Path times of half log-SNRs (±inf are the ends), as a float64 array."""
+    return np.asarray(path.time_at(torch.from_numpy(np.asarray(lam, dtype=np.float64))))
+
+
 def _column(name: str, values: Sequence[float] | Array, length: int | None = None) -> Array:
     column = np.array(values, dtype=np.float64)
     if column.ndim != 1:
@@ -275,6 +292,10 @@ def _family(signal: Array, noise: Array) -> str | None:
     if np.allclose(signal**2 + noise**2, 1.0, rtol=0, atol=_FAMILY_TOLERANCE):
         return "vp"
     return None
+
+
+def _path_family(path: GaussianPath) -> str | None:
+    return "linear" if path.constant_rates else None
 
 
 def _family_point(family: str, lam: float) -> tuple[float, float]:

@@ -69,8 +69,8 @@ def vandermonde_weights(points: ArrayLike, targets: ArrayLike) -> Array:
     points = np.asarray(points, dtype=np.float64)
     powers = np.arange(points.shape[-1])
     matrix = points[..., None, :] ** powers[:, None]
-    solution: Array = np.linalg.solve(matrix, np.asarray(targets, dtype=np.float64)[..., None])[..., 0]
-    return solution
+    solution = np.linalg.solve(matrix, np.asarray(targets, dtype=np.float64)[..., None])[..., 0]
+    return np.asarray(solution, dtype=np.float64)
 
 
 def exponential_weights(points: ArrayLike, z: ArrayLike) -> Array:

@@ -75,7 +75,9 @@ class Hook:
 class Callback(Protocol):
     """Called after every row with `StepInfo`."""
 
-    def __call__(self, info: StepInfo) -> None: ...
+    def __call__(self, info: StepInfo) -> None:
+        """Look at the step; the return value is ignored."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -179,14 +179,14 @@ def _largest_within(build: Callable[[int], Table], budget: int, method: str) -> 
 
 def _required(path: GaussianPath | None) -> GaussianPath:
     if path is None:
-        raise ValueError("path is missing: pass path=LinearPath() or whatever the model was trained on, or grid=Nodes(...)")
+        raise ValueError(
+            "path is missing: pass path=LinearPath() or whatever the model was trained on, or grid=Nodes(...)"
+        )
     return path
 
 
 def _part(values: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str, Any]:
-    return {
-        k: v[part] if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in (values or {}).items()
-    }
+    return {k: v[part] if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in (values or {}).items()}
 
 
 def _joined(results: list[Result]) -> Result:

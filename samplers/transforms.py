@@ -37,7 +37,9 @@ def analytic_first_step(table: Table, kind: str = "unit") -> Table:
         raise unknown_name("analytic first step", str(kind), AFS_KINDS)
     first = next((k for k, row in enumerate(table.rows) if row.query is not None), None)
     if first is None or table.rows[first].query != 0 or table.rows[first].estimate is not None:
-        raise ValueError(f"afs={kind!r} needs a table whose first call is at the initial state; {table.method!r} is not")
+        raise ValueError(
+            f"afs={kind!r} needs a table whose first call is at the initial state; {table.method!r} is not"
+        )
     if kind == "gaussian":
         table = _with_anchor(table, "data_mean")
     row = table.rows[first]
@@ -121,7 +123,8 @@ def apply_corrector(table: Table, nodes: Nodes, weights: Sequence[Array | None])
     now = {0: program.state} | {1 + i: program.anchor(a) for i, a in enumerate(table.anchors)}
     x, history = program.state, list[Linear]()
     for i, row in enumerate(table.rows):
-        assert row.query is not None and row.output is not None
+        assert row.query is not None
+        assert row.output is not None
         output = program.query(now[row.query], i)
         w = weights[i - 1] if i else None
         if w is not None:

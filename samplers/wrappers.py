@@ -124,7 +124,8 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
         wrapped = discrete_labels(network, path, _DIFFUSERS_PREDICTIONS[kind])
     else:
         raise ValueError(
-            f"{type(scheduler).__name__} has neither alphas_cumprod nor flow sigmas; wrap the network yourself with WrappedModel"
+            f"{type(scheduler).__name__} has neither alphas_cumprod nor flow sigmas; "
+            "wrap the network yourself with WrappedModel"
         )
     wrapped.dtype = dtype if isinstance(dtype, torch.dtype) else None
     return wrapped

@@ -42,7 +42,7 @@ def ipndm(nodes: Nodes, *, order: int = 4, lower_order_final: bool = False) -> T
 
 
 def fixed_weights(nodes: Nodes, rows: tuple[tuple[float, ...], ...], lower_order_final: bool) -> Table:
-    """Multistep rule in noise/signal with the weights rows[p−1] for order p, warm-up 1, 2, …
+    """Multistep rule in noise/signal with the weights rows[p−1] for order p, warm-up 1, 2, and so on.
 
     From signal 0 the first step is DDIM and its noise x/noise is the first entry of the history.
     """

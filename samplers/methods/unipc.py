@@ -12,7 +12,15 @@ from ..numerics import Array, phi, vandermonde_weights
 from ..registry import Case, Reference, register
 from ..table import Table
 from ..transforms import apply_corrector
-from .multistep import check_order, check_variant, data_carry, exponential_shape, grouped_weights, multistep, step_orders
+from .multistep import (
+    check_order,
+    check_variant,
+    data_carry,
+    exponential_shape,
+    grouped_weights,
+    multistep,
+    step_orders,
+)
 
 UNIPC = Reference(
     key="zhao2023unipc",
@@ -27,7 +35,9 @@ VARIANTS = ("bh1", "bh2", "vary_coeff", "exact")
 
 @register(
     "unipc",
-    cases=[Case({"order": p, "variant": v}, p + 1, min(p + 1, 3)) for v in ("bh2", "bh1", "exact") for p in (3, 1, 2, 4)],
+    cases=[
+        Case({"order": p, "variant": v}, p + 1, min(p + 1, 3)) for v in ("bh2", "bh1", "exact") for p in (3, 1, 2, 4)
+    ],
     reference=UNIPC,
 )
 def unipc(

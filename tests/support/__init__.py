@@ -1,0 +1,1 @@
+"""Shared pieces of the tests: stored outputs of official implementations and problems with known solutions."""

@@ -1,0 +1,215 @@
+"""Stored outputs of official implementations, and how each is reproduced with a registered method.
+
+The data describe themselves: goldens/README.md gives the analytic models, goldens/index.json the settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathline.interpolants import CosinePath, DiscretePath, GaussianMixture, GaussianPath, LinearPath, VPPath
+from pathline.samplers import Hook, Nodes, RunState, Table, build_table, run
+
+FOLDER = Path(__file__).parents[1] / "goldens"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """A golden and the method that must reproduce it.
+
+    single_precision_state: the official code casts the state to float32 in every step, either as a whole ("state")
+    or only in its product with the carry ("product"); that rounding is repeated here, so that everything else can be
+    compared to 1e-9.
+    """
+
+    golden: str
+    method: str
+    options: tuple[tuple[str, Any], ...]
+    single_precision_state: str = ""
+
+
+RULES: list[tuple[str, str, Any]] = [
+    ("ddim_eta*", "ddim", lambda c: {"eta": c["extra"]["eta"]}),
+    ("diffusers_ddim*", "ddim", lambda c: {"eta": c["extra"].get("eta", 0.0)}),
+    ("dpmpp_?m-*", "dpm++", lambda c: {"order": c["order"]}),
+    ("dpmpp_3m_nolof-*", "dpm++", lambda c: {"order": 3, "lower_order_final": False}),
+    ("dpmpp_2m_taylor-*", "dpm++", lambda c: {"order": 2, "variant": "heun"}),
+    ("ds_dpmpp?m-*", "dpm++", lambda c: {"order": int(c["id"][8])}),
+    ("diffusers_dpmpp?m-*", "dpm++", lambda c: {"order": int(c["id"][15])}),
+    ("diffusers_dpmpp2m_karras-*", "dpm++", lambda c: {"order": 2}),
+    ("diffusers_dpmpp2m_heun_*", "dpm++", lambda c: {"order": 2, "variant": "heun"}),
+    ("k_dpmpp_2m-*", "dpm++", lambda c: {"order": 2, "lower_order_final": False}),
+    ("unipc_bh*", "unipc", lambda c: {"order": c["order"], "variant": c["extra"]["variant"]}),
+    ("unipc_vary_coeff*", "unipc", lambda c: {"order": c["order"], "variant": "vary_coeff"}),
+    ("ds_unipc_bh?_?-*", "unipc", lambda c: {"order": int(c["id"][13]), "variant": c["extra"]["variant"]}),
+    (
+        "diffusers_unipc*",
+        "unipc",
+        lambda c: {"order": 2, "disable_corrector": tuple(c["extra"].get("disable_corrector", ()))},
+    ),
+    ("ds_ipndm?-*", "ipndm", lambda c: {"order": int(c["id"][8])}),
+    ("ds_euler-*", "euler", lambda c: {}),
+    ("ds_euler_afs-*", "euler", lambda c: {"afs": True}),
+    ("k_euler-*", "euler", lambda c: {}),
+    ("diffusers_euler-*", "euler", lambda c: {}),
+    ("diffusers_flow_euler*", "euler", lambda c: {}),
+    ("sit_ode_euler-*", "euler", lambda c: {"variant": "time"}),
+    ("edm_heun-*", "heun", lambda c: {}),
+    ("ds_heun-*", "heun", lambda c: {}),
+    ("k_heun-*", "heun", lambda c: {}),
+    ("heun_dpmv3repo*", "heun", lambda c: {}),
+    ("diffusers_heun-*", "heun", lambda c: {}),
+    ("diffusers_flow_heun-*", "heun", lambda c: {}),
+    ("sit_ode_heun2-*", "heun", lambda c: {"variant": "time", "lower_order_final": False}),
+]
+SINGLE_PRECISION = {
+    "diffusers_dpmpp*": "product",
+    "diffusers_euler-*": "state",
+    "diffusers_flow_euler*": "state",
+    "diffusers_flow_heun*": "state",
+}
+
+
+@cache
+def index() -> dict[str, dict[str, Any]]:
+    """Entries of index.json by golden id."""
+    return {c["id"]: c for c in json.loads((FOLDER / "index.json").read_text())["cases"]}
+
+
+def parities() -> Iterator[Parity]:
+    """Every stored golden with its method, by the rules above."""
+    for name, case in index().items():
+        for pattern, method, options in RULES:
+            if fnmatch(name, pattern):
+                rounding = next((v for p, v in SINGLE_PRECISION.items() if fnmatch(name, p)), "")
+                yield Parity(name, method, tuple(options(case).items()), rounding)
+                break
+
+
+@cache
+def mixture() -> dict[str, Tensor]:
+    """The shared inputs of all goldens."""
+    return {k: torch.tensor(v) for k, v in np.load(FOLDER / "mixture.npz").items()}
+
+
+def denoiser() -> GaussianMixture:
+    """The analytic model of the diffusion goldens."""
+    m = mixture()
+    return GaussianMixture(m["w"], m["mu"], std=m["s"], classes=m["cls"])
+
+
+def golden_nodes(case: dict[str, Any], g: Any) -> Nodes:
+    """The official grid as nodes; discrete diffusers grids are rebuilt from their integer time steps."""
+    if case["family"] == "sit":
+        path = sit_path(case["id"])
+        point = path.at(torch.tensor(g["grid_t"]))
+        return Nodes(*(np.asarray(c) for c in point[:2]), g["grid_t"], path, *(np.asarray(c) for c in point[2:]))
+    if "grid_alpha" not in g:
+        path = DiscretePath.scaled_linear()
+        end = 1.0 if case["extra"].get("timestep_spacing") == "trailing" else float(path.signal(1 - 1 / 1000))
+        signal = np.append(g["eval_alpha"], end)
+        return Nodes(signal, np.append(g["eval_sigma"], np.sqrt(1 - end**2)), np.append(g["timesteps"], -1.0))
+    signal, noise = g["grid_alpha"], g["grid_sigma"]
+    time = g["grid_t"] if "grid_t" in g else np.linspace(1.0, 0.0, len(signal))
+    keep = np.append(True, np.diff(noise / np.maximum(signal, 1e-300)) != 0)  # two-stage diffusers grids repeat levels
+    if "flow" in case["id"]:
+        time = 1.0 - noise
+    return Nodes(signal[keep], noise[keep], time[keep])
+
+
+def sit_path(name: str) -> GaussianPath:
+    """The SiT schedule a golden was made on."""
+    return VPPath() if "-VP-" in name else CosinePath() if "-GVP-" in name else LinearPath()
+
+
+class Rounding(Hook):
+    """Rounds the state as official code with a float32 state does; `network_input` stays unrounded."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.network_input: Tensor | None = None
+
+    def before_model(self, run: RunState, query: Tensor) -> Tensor | None:
+        self.network_input = query
+        if self.kind != "state":
+            return None
+        return self._round(run)
+
+    def after_model(self, run: RunState, query: Tensor, output: Tensor) -> Tensor | None:
+        row = run.table.rows[run.row]
+        if self.kind == "product" and row.query is not None:
+            carry = dict(row.updates[-1].terms).get(row.query) if row.updates else None
+            if carry is not None:
+                product = run.values[row.query].float() * torch.tensor(carry, dtype=torch.float64)
+                run.values[row.query] = product.double() / carry
+        return None
+
+    def _round(self, run: RunState) -> Tensor:
+        value = run.table.rows[run.row].query
+        assert value is not None
+        run.values[value] = run.values[value].float().double()
+        return run.values[value]
+
+
+def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
+    """(our sample, official sample, table) for one golden, in float64."""
+    case = index()[parity.golden]
+    g = np.load(FOLDER / case["file"])
+    m = mixture()
+    rounding = Rounding(parity.single_precision_state)
+    nodes = golden_nodes(case, g)
+    levels = iter(zip(g["eval_alpha"], g["eval_sigma"], strict=True))
+    prediction = _network_kind(case, parity, nodes)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        seen = rounding.network_input if rounding.network_input is not None else x
+        signal, noise = (float(v) for v in next(levels))
+        output = branch(seen, t, signal, noise, None)
+        if case["guidance"] != "uncond":
+            output = torch.lerp(output, branch(seen, t, signal, noise, m["labels"]), 7.5)
+        return output
+
+    def branch(x: Tensor, t: Tensor, signal: float, noise: float, labels: Tensor | None) -> Tensor:
+        data = denoiser().data_prediction(x, signal, noise, labels=labels)
+        if prediction == "data":
+            return data
+        eps = -noise * denoiser().score(x, signal, noise, labels=labels)
+        if prediction == "noise":
+            return eps
+        where = int(np.argmin(np.abs(nodes.time - float(t[0]))))
+        level = nodes.level(where)
+        assert level.signal_rate is not None
+        assert level.noise_rate is not None
+        return level.signal_rate * data + level.noise_rate * eps
+
+    draws = iter(g["noise_index"]) if "noise_index" in g else iter(())
+    table = build_table(parity.method, nodes, **dict(parity.options))
+    ours = run(
+        table,
+        network,
+        torch.tensor(g["x_init"]) if "x_init" in g else m["z"],
+        prediction=prediction,
+        noise=lambda row, slot, like: m["noise_bank"][next(draws)],
+        hooks=[rounding],
+    )
+    assert next(levels, None) is None, "the official run made more calls"
+    assert isinstance(ours, Tensor)
+    return ours, torch.tensor(g["sample"]), table
+
+
+def _network_kind(case: dict[str, Any], parity: Parity, nodes: Nodes) -> str:
+    if case["family"] == "sit":
+        return str(case["prediction"])
+    if "flow" in parity.golden:
+        return "velocity"
+    return "noise" if parity.single_precision_state else "data"
