@@ -1,0 +1,117 @@
+"""What the process is: paths, conversions, dynamics, closed-form models.
+
+Time runs from 0 (base, noise) to 1 (data); a velocity is d state/d time.
+"""
+
+from .catalog import list_paths, path_by_name, path_from_config
+from .components import ComponentTarget
+from .conversions import coefficients, convert
+from .discrete_path import DiscretePath
+from .dynamics import (
+    EPSILONS,
+    SDE,
+    constant_epsilon,
+    decreasing_epsilon,
+    epsilon_by_name,
+    increasing_decreasing_epsilon,
+    linear_epsilon,
+    noising_sde,
+    probability_flow,
+    sbdm_epsilon,
+    sde,
+    sigma_epsilon,
+)
+from .ends import EncoderDecoderEnds, EndPair, LinearEnds, MirrorEnds, TrigonometricEnds
+from .errors import check_name, unknown_name
+from .exploding_paths import EDMPath, VEPath
+from .finite_dataset import FiniteDataset
+from .flow_paths import CosinePath, LinearPath, PolynomialPath
+from .gaussian import Gaussian, GaussianCoupling
+from .interpolant import (
+    INTERPOLANTS,
+    BrownianBridge,
+    Channels,
+    InterpolantPoint,
+    StochasticInterpolant,
+    interpolant_by_name,
+)
+from .latent import (
+    BrownianLatent,
+    LatentCoefficient,
+    QuadraticLatent,
+    SigmoidLatent,
+    SinSquaredLatent,
+    ZeroLatent,
+    latent_by_name,
+    list_latents,
+)
+from .mixture import GaussianMixture
+from .path import PREDICTIONS, GaussianPath, PathPoint
+from .path_transfer import TransferredModel, transfer, transfer_model
+from .preserving_paths import CosineVPPath, LinearVPPath, SigmoidVPPath, SubVPPath, VPPath
+from .targets import Target, TargetModel
+
+__all__ = [
+    "EPSILONS",
+    "INTERPOLANTS",
+    "PREDICTIONS",
+    "SDE",
+    "BrownianBridge",
+    "BrownianLatent",
+    "Channels",
+    "ComponentTarget",
+    "CosinePath",
+    "CosineVPPath",
+    "DiscretePath",
+    "EDMPath",
+    "EncoderDecoderEnds",
+    "EndPair",
+    "FiniteDataset",
+    "Gaussian",
+    "GaussianCoupling",
+    "GaussianMixture",
+    "GaussianPath",
+    "InterpolantPoint",
+    "LatentCoefficient",
+    "LinearEnds",
+    "LinearPath",
+    "LinearVPPath",
+    "MirrorEnds",
+    "PathPoint",
+    "PolynomialPath",
+    "QuadraticLatent",
+    "SigmoidLatent",
+    "SigmoidVPPath",
+    "SinSquaredLatent",
+    "StochasticInterpolant",
+    "SubVPPath",
+    "Target",
+    "TargetModel",
+    "TransferredModel",
+    "TrigonometricEnds",
+    "VEPath",
+    "VPPath",
+    "ZeroLatent",
+    "check_name",
+    "coefficients",
+    "constant_epsilon",
+    "convert",
+    "decreasing_epsilon",
+    "epsilon_by_name",
+    "increasing_decreasing_epsilon",
+    "interpolant_by_name",
+    "latent_by_name",
+    "linear_epsilon",
+    "list_latents",
+    "list_paths",
+    "noising_sde",
+    "path_by_name",
+    "path_from_config",
+    "probability_flow",
+    "sbdm_epsilon",
+    "sde",
+    "sigma_epsilon",
+    "transfer",
+    "transfer_model",
+    "unknown_name",
+]

@@ -45,13 +45,11 @@ class Border:
         prediction: str = "data",
         guidance: Guidance | None = None,
     ) -> None:
-        if prediction not in PREDICTIONS:
-            raise unknown_name("prediction", prediction, PREDICTIONS)
         self.model = model
         self.guidance = guidance
         self.network_dtype = x.dtype
         self.evaluations = 0
-        self.conversions = [_conversion(row, k, table, prediction) for k, row in enumerate(table.rows)]
+        self.conversions = row_conversions(table, prediction)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.labels = torch.tensor([row.level.time for row in table.rows], dtype=wide, device=x.device)
 
@@ -75,6 +73,19 @@ class Border:
             if row.level.anchor and source is not None:
                 output = output.add(source, alpha=-on_query * row.level.anchor)
         return output
+
+
+def row_conversions(table: Table, prediction: str) -> list[tuple[float, float]]:
+    """For every row (c_x, c_out) with stored form = c_x·query + c_out·output; (0, 1) for rows without a call.
+
+    Raises
+    ------
+    ValueError
+        Unknown prediction, or a row at which the prediction does not determine what the row stores.
+    """
+    if prediction not in PREDICTIONS:
+        raise unknown_name("prediction", prediction, PREDICTIONS)
+    return [_conversion(row, k, table, prediction) for k, row in enumerate(table.rows)]
 
 
 def _conversion(row: Row, index: int, table: Table, prediction: str) -> tuple[float, float]:

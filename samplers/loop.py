@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .border import Border, Model
+from .combine import Combiner
 from .describe import value_names
 from .guidance import Guidance
 from .keyed_noise import keyed_normal, seed_of
 from .run_state import Callback, Hook, NoiseSource, NonFiniteError, Result, RunState, StepInfo
-from .table import Row, Table, Terms
+from .table import Row, Table
 
 
 def run(
@@ -78,7 +79,7 @@ def run(
         seed = seed_of(seed)
     draw = noise or _keyed_source(seed, index)
     state = RunState(table, values, index, dict(model_kwargs or {}))
-    combine = _Combiner(x_init.device)
+    combine = Combiner(x_init.device)
     norms: list[tuple[list[int], list[Tensor]]] = []
     with torch.set_grad_enabled(differentiable), _bar(table, progress) as tick:
         for k, row in enumerate(table.rows):
@@ -104,7 +105,7 @@ def run(
     return Result(sample, border.evaluations, table, state.log_weights, {"prediction": prediction, "seed": seed})
 
 
-def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], combine: _Combiner) -> None:
+def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], combine: Combiner) -> None:
     if row.query is None or row.output is None:
         return
     query = state.values[row.query]
@@ -119,34 +120,6 @@ def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], 
         changed = hook.after_model(state, query, output)
         output = output if changed is None else changed
     state.values[row.output] = output
-
-
-class _Combiner:
-    """Evaluates linear combinations; array coefficients are moved to the device once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._arrays: dict[int, Tensor] = {}
-
-    def __call__(self, terms: Terms, values: Mapping[int, Tensor]) -> Tensor:
-        if not terms:
-            return torch.zeros_like(next(iter(values.values())))
-        total: Tensor | None = None
-        for value, c in terms:
-            x = values[value]
-            if isinstance(c, np.ndarray):
-                array = self._array(c).to(x.dtype)
-                total = x * array if total is None else total.addcmul_(x, array)
-            else:
-                total = x * c if total is None else total.add_(x, alpha=c)
-        assert total is not None
-        return total
-
-    def _array(self, c: np.ndarray[Any, Any]) -> Tensor:
-        key = id(c)
-        if key not in self._arrays:
-            self._arrays[key] = torch.as_tensor(c, device=self.device)
-        return self._arrays[key]
 
 
 def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:

@@ -72,6 +72,7 @@ class Nodes:
         self.noise = _column("noise", noise, len(self.signal))
         self.anchor = _column("anchor", anchor, len(self.signal)) if anchor is not None else np.zeros_like(self.signal)
         self.path = path
+        self._check_coefficients()
         with np.errstate(divide="ignore"):
             self.lam: Array = np.log(self.signal) - np.log(self.noise)
         self._check_levels()
@@ -170,7 +171,7 @@ class Nodes:
 
     # --- checks and defaults ----------------------------------------------------------------------------
 
-    def _check_levels(self) -> None:
+    def _check_coefficients(self) -> None:
         if len(self.signal) < 2:
             raise ValueError(f"signal has {len(self.signal)} entries; at least 2 nodes (1 step) are needed")
         for name, values in (("signal", self.signal), ("noise", self.noise)):
@@ -179,6 +180,8 @@ class Nodes:
         both = (self.signal == 0) & (self.noise == 0)
         if both.any():
             raise ValueError(f"signal and noise are both 0 at node {int(np.argmax(both))}")
+
+    def _check_levels(self) -> None:
         stuck = ~(np.diff(self.lam) > 0)
         if stuck.any():
             i = int(np.argmax(stuck))

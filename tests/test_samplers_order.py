@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from support.problems import PATH, end_error, slope, uniform_nodes, without_lowering
 
 from pathline.interpolants import Gaussian
 from pathline.samplers import Case, Table, list_methods, method_info, run
+from support.problems import PATH, end_error, slope, uniform_nodes, without_lowering
 
 CASES = [(name, case) for name in list_methods() for case in method_info(name).cases]
 IDS = [f"{name}-{case.options}" for name, case in CASES]

@@ -1,6 +1,7 @@
 """Every stored output of an official implementation is reproduced to 1e-9 in float64."""
 
 import pytest
+
 from support.goldens import Parity, parities, reproduce
 
 PARITIES = list(parities())

@@ -70,11 +70,34 @@ def unipc(
     orders = step_orders(nodes, order, lower_order_final)
     exact = variant in ("exact", "vary_coeff")
     predictor = multistep(nodes, orders, exponential_shape if exact else lambda r, h: _bh_shape(r, h, variant))
+    weights = _corrector_weights(nodes, orders, variant)
+    for step in disable_corrector:
+        if not 0 <= step < nodes.steps:
+            raise ValueError(f"disable_corrector holds step {step}, but there are steps 0..{nodes.steps - 1}")
+        weights[step] = None
+    return apply_corrector(predictor, nodes, weights)
+
+
+def exact_corrector(table: Table, nodes: Nodes, *, order: int = 2) -> Table:
+    """Add the exact exponential Adams–Moulton corrector to any data-form method with one call per step.
+
+    Parameters
+    ----------
+    table : Table
+        Built on `nodes`; deterministic and without inner stages (see `transforms.apply_corrector`).
+    nodes : Nodes
+    order : int ≥ 1
+        Number of outputs before the new one; the corrected method has order + 1 where its predictor has `order`.
+    """
+    check_order("exact_corrector", order, 1)
+    orders = step_orders(nodes, order, lower_order_final=False)
+    return apply_corrector(table, nodes, _corrector_weights(nodes, orders, "exact"))
+
+
+def _corrector_weights(nodes: Nodes, orders: list[int], variant: str) -> list[Array | None]:
     shapes = grouped_weights(nodes, orders, lambda points, h: corrector_shape(points, h, variant))
     _, total = data_carry(nodes)
-    skipped = {int(i) for i in disable_corrector}
-    weights = [None if w is None or i in skipped else w * total[i] for i, w in enumerate(shapes)]
-    return apply_corrector(predictor, nodes, weights)
+    return [None if w is None else w * total[i] for i, w in enumerate(shapes)]
 
 
 def corrector_shape(points: Array, h: Array, variant: str) -> Array:

@@ -1,0 +1,48 @@
+"""Linear combinations of the tensors of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .table import Terms
+
+
+class Combiner:
+    """Evaluates Σ coefficient·value for one device; array coefficients are moved there once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._arrays: dict[int, Tensor] = {}
+
+    def __call__(self, terms: Terms, values: Mapping[int, Tensor]) -> Tensor:
+        """A new tensor; zeros for no terms. `values` holds tensors of one shape."""
+        if not terms:
+            return torch.zeros_like(next(iter(values.values())))
+        total, rest = self._start(terms, values)
+        for value, c in rest:
+            if isinstance(c, np.ndarray):
+                total.addcmul_(values[value], self._array(c, total))
+            else:
+                total.add_(values[value], alpha=c)
+        return total
+
+    def _start(self, terms: Terms, values: Mapping[int, Tensor]) -> tuple[Tensor, Terms]:
+        """The first term, or the first two in one operation where the first coefficient is 1."""
+        value, c = terms[0]
+        x = values[value]
+        if isinstance(c, np.ndarray):
+            return x * self._array(c, x), terms[1:]
+        if c == 1.0 and len(terms) > 1 and not isinstance(terms[1][1], np.ndarray):
+            return torch.add(x, values[terms[1][0]], alpha=terms[1][1]), terms[2:]
+        return x * c, terms[1:]
+
+    def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:
+        key = id(c)
+        if key not in self._arrays:
+            self._arrays[key] = torch.as_tensor(c, device=self.device)
+        return self._arrays[key].to(like.dtype)

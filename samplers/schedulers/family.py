@@ -1,0 +1,171 @@
+"""What a family of models (flow, or noise schedule with betas) tells a scheduler about levels and labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathline.interpolants import GaussianPath
+
+from ..grids import make_nodes
+from ..nodes import Level, Nodes
+from ..numerics import Array
+from .settings import Settings
+
+PREDICTIONS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "velocity"}
+FINAL_TYPES = ("zero", "sigma_min")
+_SAME_LEVEL = 1e-6  # sigmas assigned in place come back in float32
+
+
+class Request(NamedTuple):
+    """The arguments of one `set_timesteps` as plain numbers; `shift` is the scheduler's current one."""
+
+    steps: int
+    timesteps: tuple[float, ...] | None
+    sigmas: tuple[float, ...] | None
+    mu: float | None
+    shift: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where a run goes.
+
+    Attributes
+    ----------
+    nodes : Nodes
+        In path time; the first `len(labels)` of them are the given ones.
+    labels : float64 array or None
+        Time labels that the caller fixed for the nodes before the end; None where they follow from the level.
+    idle_end : bool
+        One more call at the last node follows, over a step of length zero (terminal sigma = last sigma).
+    """
+
+    nodes: Nodes
+    labels: Array | None = None
+    idle_end: bool = False
+
+
+class Family(ABC):
+    """Levels, labels and the sign convention of the networks behind one scheduler config."""
+
+    path: GaussianPath
+    prediction: str
+    sign: float = 1.0
+    """Factor that turns a network's output into pathline's `prediction`."""
+    train_steps: int
+
+    @abstractmethod
+    def schedule(self, request: Request, settings: Settings) -> Schedule:
+        """Nodes and labels of a request."""
+
+    @abstractmethod
+    def level(self, sigma: float) -> tuple[float, float, float]:
+        """(signal, noise, path time) of a public sigma."""
+
+    @abstractmethod
+    def sigma(self, level: Level) -> float:
+        """Public sigma of a level."""
+
+    @abstractmethod
+    def label(self, level: Level) -> float:
+        """Time label of a level, as the network was trained with."""
+
+    @abstractmethod
+    def training_sigmas(self, shift: float) -> Array:
+        """Public sigmas of all N training levels, noisiest first."""
+
+    def timesteps(self, sigmas: Array, labels: Array) -> Array:
+        """Public float32 timesteps of calls at these public float32 sigmas, whose labels nobody fixed."""
+        return labels.astype(np.float32)
+
+    @abstractmethod
+    def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """(signal, noise) at timesteps of any shape, as float64 tensors (float32 on MPS)."""
+
+    def call_labels(self, schedule: Schedule, levels: Sequence[Level]) -> Array:
+        """Labels of network calls at these levels; between labelled nodes they are interpolated."""
+        if schedule.labels is None:
+            return np.array([self.label(level) for level in levels])
+        times = np.array([level.time for level in levels])
+        return np.interp(times, schedule.nodes.time[: len(schedule.labels)], schedule.labels)
+
+    def with_terminal(self, schedule: Schedule, sigma: float) -> Schedule:
+        """The schedule with another terminal sigma.
+
+        Raises
+        ------
+        ValueError
+            It lies above the sigma of the last call.
+        """
+        nodes = schedule.nodes if schedule.idle_end else schedule.nodes.part(0, schedule.nodes.steps - 1)
+        return self.closed(nodes.signal, nodes.noise, nodes.time, schedule.labels, sigma)
+
+    def closed(self, signal: Array, noise: Array, time: Array, labels: Array | None, end: float) -> Schedule:
+        """Levels of the calls, closed by the terminal public sigma `end`."""
+        end_signal, end_noise, end_time = self.level(end)
+        fall = noise[-1] * end_signal - end_noise * signal[-1]
+        slack = _SAME_LEVEL * (noise[-1] * end_signal + end_noise * signal[-1])
+        if abs(fall) <= slack:
+            if len(signal) < 2:
+                raise ValueError(f"one step from sigma {end:g} to the same terminal sigma leaves nothing to do")
+            return Schedule(self.nodes(signal, noise, time), labels, idle_end=True)
+        if fall < 0:
+            raise ValueError(f"the terminal sigma {end:g} is noisier than the last step's sigma; it must not be")
+        closed = (np.append(signal, end_signal), np.append(noise, end_noise), np.append(time, end_time))
+        return Schedule(self.nodes(*closed), labels)
+
+    def nodes(self, signal: Array, noise: Array, time: Array) -> Nodes:
+        """Nodes on this family's path."""
+        return Nodes(signal, noise, time, self.path)
+
+    def on_grid(self, settings: Settings, steps: int) -> Schedule:
+        """Nodes on the grid that the settings name."""
+        grid = settings.grid
+        assert grid is not None
+        if not isinstance(grid, str) and len(grid) != steps + 1:
+            raise ValueError(
+                f"the grid in the scheduler's config has {len(grid) - 1} steps, but {steps} were asked for; "
+                f"call the pipeline with num_inference_steps={len(grid) - 1}"
+            )
+        return Schedule(make_nodes(self.path, grid, steps, **settings.grid_options))
+
+
+def final_type(config: Any) -> str:
+    """The config's `final_sigmas_type`, checked."""
+    kind = config.get("final_sigmas_type", "zero")
+    if kind not in FINAL_TYPES:
+        raise ValueError(f"final_sigmas_type={kind!r} is not possible; allowed: {', '.join(FINAL_TYPES)}")
+    return str(kind)
+
+
+def wide(timesteps: Tensor) -> Tensor:
+    """As float64, or float32 on devices without it."""
+    return timesteps.to(torch.float32 if timesteps.device.type == "mps" else torch.float64)
+
+
+def beta_levels(low: float, high: float, count: int) -> Array:
+    """`count` values from high to low at the quantiles of Beta(0.6, 0.6) (Lee et al. 2024)."""
+    from scipy.stats import beta
+
+    return low + np.asarray(beta.ppf(1.0 - np.linspace(0.0, 1.0, count), 0.6, 0.6)) * (high - low)
+
+
+def switched_on(config: Any) -> str | None:
+    """Which of the Karras, exponential and beta switches of a config is on.
+
+    Raises
+    ------
+    ValueError
+        More than one.
+    """
+    kinds = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
+    if len(kinds) > 1:
+        raise ValueError(f"only one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas can be on, got {kinds}")
+    return kinds[0] if kinds else None

@@ -1,0 +1,103 @@
+"""Tables for runs that begin at a later call: from there on a fresh run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..nodes import Level, Nodes
+from ..table import Row, Table, Terms, Update
+from .family import Schedule
+
+Build = Callable[[Nodes], Table]
+_SAME_TIME = 1e-9
+
+
+def full_table(build: Build, schedule: Schedule) -> Table:
+    """The table of a schedule, with one idle call more where the last step has length zero."""
+    table = build(schedule.nodes)
+    return with_idle_call(table) if schedule.idle_end else table
+
+
+def late_table(build: Build, schedule: Schedule, levels: Sequence[Level]) -> Table:
+    """A fresh run over calls at exactly `levels`, the remaining ones of a run.
+
+    The method restarts, with empty history, at the first of them that is a node and from which its fresh calls
+    are the remaining ones. Calls before that one (a run that begins in the middle of a step) become first-order
+    steps to the next level, which have length zero between two calls at the same level.
+
+    Parameters
+    ----------
+    build : function nodes -> table
+    schedule : Schedule
+    levels : sequence of Level
+        At least one.
+    """
+    places = {float(t): i for i, t in enumerate(schedule.nodes.time[:-1])}
+    for skipped, level in enumerate(levels):
+        place = places.get(level.time)
+        if place is None:
+            continue
+        table = full_table(build, replace(schedule, nodes=schedule.nodes.part(place)))
+        if _same_calls(table, levels[skipped:]):
+            return _prepended(table, levels[:skipped])
+    end = schedule.nodes.level(schedule.nodes.steps)
+    bare = Table(rows=(), start=end, end=end, result=0, nodes=schedule.nodes.config(), method="first-order")
+    return _prepended(bare, levels)
+
+
+def with_idle_call(table: Table) -> Table:
+    """One more call at the end whose output changes nothing."""
+    row = Row(table.end, "data", table.result, _next_value(table), None, (), ())
+    return replace(table, rows=(*table.rows, row))
+
+
+def _same_calls(table: Table, levels: Sequence[Level]) -> bool:
+    calls = [row.level.time for row in table.rows if row.calls_network]
+    return len(calls) == len(levels) and all(
+        abs(t - level.time) <= _SAME_TIME for t, level in zip(calls, levels, strict=True)
+    )
+
+
+def _prepended(table: Table, levels: Sequence[Level]) -> Table:
+    """First-order data steps from each level to the next and to the table's start, then the table."""
+    if not levels:
+        return table
+    free, x, rows = _next_value(table), 0, list[Row]()
+    for here, there in zip(levels, [*levels[1:], table.start], strict=True):
+        output, free = free, free + 1
+        updates: tuple[Update, ...] = ()
+        if abs(here.time - there.time) > _SAME_TIME:
+            carry = there.noise / here.noise
+            terms = ((x, carry), (output, there.signal - carry * here.signal))
+            updates, free = (Update(free, terms),), free + 1
+        rows.append(Row(here, "data", x, output, None, (), updates))
+        x = updates[0].target if updates else x
+    return replace(
+        table,
+        rows=(*rows, *(_renamed(row, x) for row in table.rows)),
+        start=levels[0],
+        result=x if table.result == 0 else table.result,
+    )
+
+
+def _renamed(row: Row, start: int) -> Row:
+    """The row with value 0 called `start`."""
+
+    def terms(items: Terms) -> Terms:
+        return tuple((start if v == 0 else v, c) for v, c in items)
+
+    return replace(
+        row,
+        query=start if row.query == 0 else row.query,
+        estimate=None if row.estimate is None else terms(row.estimate),
+        updates=tuple(Update(u.target, terms(u.terms)) for u in row.updates),
+    )
+
+
+def _next_value(table: Table) -> int:
+    used = [len(table.anchors)]
+    for row in table.rows:
+        used += [*row.noises, *(u.target for u in row.updates)]
+        used += [] if row.output is None else [row.output]
+    return 1 + max(used)

@@ -1,0 +1,173 @@
+"""A table cut at its network calls: what happens between two of them, ready to be executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pathline.interpolants import coefficients
+
+from ..border import row_conversions
+from ..nodes import Level
+from ..table import Row, Table, Terms, Update
+
+_SAME = 1e-9  # two coefficients computed from the same levels
+
+
+class Draw(NamedTuple):
+    """Fill `value` with the normals of (row, slot)."""
+
+    value: int
+    row: int
+    slot: int
+
+
+class Call(NamedTuple):
+    """One network call and everything up to the next one.
+
+    Attributes
+    ----------
+    level : where the network is called
+    query, output : values
+    convert : (c_x, c_out), output value = c_x·query + c_out·network output
+    data : (c_x, c_out) giving the data prediction; None where the output value is it, () where it is undefined
+    draws, updates : executed in order
+    frees : values that nothing reads afterwards
+    returns : the value handed to the caller: the next call's query, or the result
+    """
+
+    level: Level
+    query: int
+    output: int
+    convert: tuple[float, float]
+    data: tuple[float, ...] | None
+    draws: tuple[Draw, ...]
+    updates: tuple[Update, ...]
+    frees: tuple[int, ...]
+    returns: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The calls of a table; `lead` is computed from the initial state before the first one."""
+
+    table: Table
+    lead: tuple[Update, ...]
+    calls: tuple[Call, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """A plan never changes, so copies of a scheduler in mid-run share it."""
+        return self
+
+
+def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
+    """Cut `table` at its calls.
+
+    Parameters
+    ----------
+    table : Table
+    prediction : one of pathline's predictions
+    sign : factor of the network's output
+
+    Raises
+    ------
+    ValueError
+        The table needs anchors or draws noise before its first call, or a row needs what the network cannot
+        give there.
+    """
+    if table.anchors:
+        raise ValueError(
+            f"method {table.method!r} with options {table.options} needs {', '.join(table.anchors)}, which a "
+            "diffusers pipeline does not supply; use pathline.samplers.sample(..., anchors=...)"
+        )
+    table = correct_from_query(table)
+    conversions = row_conversions(table, prediction)
+    places = [k for k, row in enumerate(table.rows) if row.calls_network]
+    if any(z >= 0 for row in table.rows[: places[0]] for z in row.noises):
+        raise ValueError(
+            f"method {table.method!r} adds noise before its first network call, which a diffusers pipeline makes "
+            "at the initial latents; use pathline.samplers.sample(...)"
+        )
+    calls = []
+    for place, after in zip(places, [*places[1:], len(table.rows)], strict=True):
+        row = table.rows[place]
+        assert row.query is not None and row.output is not None
+        c_x, c_out = conversions[place]
+        draws, updates = _operations(table, place, after)
+        returns = table.rows[after].query if after < len(table.rows) else table.result
+        assert returns is not None
+        frees = tuple(v for k in range(place, after) for v in table.last_uses[k])
+        data = _data(row, prediction, sign)
+        calls.append(
+            Call(row.level, row.query, row.output, (c_x, sign * c_out), data, draws, updates, frees, returns)
+        )
+    return Plan(table, _operations(table, 0, places[0])[1], tuple(calls))
+
+
+def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], tuple[Update, ...]]:
+    draws, updates = list[Draw](), list[Update]()
+    for k in range(start, stop):
+        row = table.rows[k]
+        if row.estimate is not None and row.output is not None:
+            updates.append(Update(row.output, row.estimate))
+        draws += [Draw(z, k, slot) for slot, z in enumerate(row.noises) if z >= 0]
+        updates += [Update(u.target, _unit_first(u.terms)) for u in row.updates]
+    return tuple(draws), tuple(updates)
+
+
+def _unit_first(terms: Terms) -> Terms:
+    """A term with coefficient 1 in front spares the combiner one pass over the memory."""
+    return tuple(sorted(terms, key=lambda term: isinstance(term[1], np.ndarray) or term[1] != 1.0))
+
+
+def _data(row: Row, prediction: str, sign: float) -> tuple[float, ...] | None:
+    if row.form == "data":
+        return None
+    level = row.level
+    try:
+        c_x, c_out = coefficients(
+            level.signal, level.noise, level.signal_rate, level.noise_rate, prediction, "data"
+        )
+    except ValueError:  # the method itself does not need it there, as noise networks at signal 0
+        return ()
+    return c_x, sign * c_out
+
+
+def correct_from_query(table: Table) -> Table:
+    """The same table with correctors that start from the query they correct.
+
+    A corrected state and the query it replaces (UniPC, SA-Solver) are the same earlier state plus different
+    outputs, so state' = query + Σ (difference of weights)·output. Written so, a pipeline's edit of the query
+    reaches the corrected state, the rounding is smaller, and the earlier state is freed. A state that is itself
+    handed to the caller next (an inner stage such as Heun's) keeps its own base: an edit of an inner query is
+    an edit of that query only.
+    """
+    outputs = {row.output for row in table.rows if row.output is not None}
+    definitions = dict[int, Terms]()
+    rows = []
+    queries = [row.query if row.calls_network else None for row in table.rows]
+    for k, row in enumerate(table.rows):
+        handed = next((q for q in queries[k + 1 :] if q is not None), table.result)
+        updates = []
+        for update in row.updates:
+            if row.query in definitions and update.target != handed:
+                update = Update(update.target, _rebased(update.terms, row.query, definitions[row.query], outputs))
+            definitions[update.target] = update.terms
+            updates.append(update)
+        rows.append(replace(row, updates=tuple(updates)))
+    return replace(table, rows=tuple(rows))
+
+
+def _rebased(terms: Terms, query: int, definition: Terms, outputs: set[int]) -> Terms:
+    """`terms` as query + outputs where both have the same part in states and noises, else unchanged."""
+    if any(isinstance(c, np.ndarray) for _, c in (*terms, *definition)):
+        return terms
+    own, base = dict(terms), dict(definition)
+    states, base_states = own.keys() - outputs, base.keys() - outputs
+    same = states == base_states and all(abs(own[v] - base[v]) <= _SAME * abs(base[v]) for v in states)
+    if not states or not same:
+        return terms
+    weights = {v: own.get(v, 0.0) - base.get(v, 0.0) for v in [*own, *base] if v in outputs}
+    return ((query, 1.0), *((v, c) for v, c in weights.items() if abs(c) > 0.0))

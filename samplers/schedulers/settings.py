@@ -1,0 +1,105 @@
+"""The one dict-valued config key of the schedulers: which method, on which grid, with which seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pathline.interpolants import unknown_name
+
+from ..grids import list_grids
+from ..registry import method_info
+
+_KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu")
+_COMMON_OPTIONS = ("afs",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `pathline={...}` in a scheduler's config says.
+
+    Attributes
+    ----------
+    method : str
+        A name of `list_methods()`.
+    options : dict
+        Options of the method, and afs.
+    grid : str, tuple of path times, or None
+        None: the spacing, shift and Karras/exponential/beta switches of the diffusers config. Else a name of
+        `list_grids()`, or increasing path times from 0 to 1; the shift is then not applied.
+    grid_options : dict
+    seed : int or None
+        Keys the noise of stochastic methods; None draws a new one from torch's generator for every run.
+    exact_sigmas : bool
+        Sigmas given to `set_timesteps` are used untouched, as distilled models need.
+    mu : float or None
+        Shift used where `use_dynamic_shifting` is on and the pipeline sends no mu.
+    """
+
+    method: str = "dpm++"
+    options: dict[str, Any] = field(default_factory=dict)
+    grid: str | tuple[float, ...] | None = None
+    grid_options: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    exact_sigmas: bool = False
+    mu: float | None = None
+
+
+def read_settings(
+    given: Mapping[str, Any] | None, defaults: Mapping[str, Any], solver_order: int | None = None
+) -> Settings:
+    """Check `given` over a class's `defaults`.
+
+    Parameters
+    ----------
+    given : mapping or None
+        The config's `pathline` value.
+    defaults : mapping
+        The same keys, as a named subclass presets them. Its options hold only while its method is kept.
+    solver_order : int, optional
+        Order of a stock multistep scheduler; taken over where `given` names neither method nor order.
+
+    Raises
+    ------
+    ValueError
+        Unknown keys, method, options or grid, each with the nearest valid names.
+    """
+    given = dict(given or {})
+    for key in given:
+        if key not in _KEYS:
+            raise unknown_name("key of the scheduler setting 'pathline'", key, _KEYS)
+    merged = {**defaults, **given}
+    info = method_info(str(merged.get("method", "dpm++")))
+    options = dict(given.get("options") or {})
+    if info.name == defaults.get("method"):
+        options = {**defaults.get("options", {}), **options}
+    if solver_order is not None and "order" in info.options and "order" not in options and "method" not in given:
+        options["order"] = solver_order
+    for key in options:
+        if key not in info.options and key not in _COMMON_OPTIONS:
+            raise unknown_name(f"option of method {info.name!r}", key, [*info.options, *_COMMON_OPTIONS])
+    mu = merged.get("mu")
+    return Settings(
+        method=info.name,
+        options=options,
+        grid=_grid(merged.get("grid")),
+        grid_options=dict(merged.get("grid_options") or {}),
+        seed=_seed(merged.get("seed")),
+        exact_sigmas=bool(merged.get("exact_sigmas", False)),
+        mu=None if mu is None else float(mu),
+    )
+
+
+def _grid(grid: Any) -> str | tuple[float, ...] | None:
+    if isinstance(grid, str) and grid not in list_grids():
+        raise unknown_name("grid", grid, list_grids())
+    return grid if grid is None or isinstance(grid, str) else tuple(float(t) for t in grid)
+
+
+def _seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed={seed!r} is not possible; give an integer, or None for a new one in every run")
+    return seed
