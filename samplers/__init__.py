@@ -13,7 +13,7 @@ from .registry import Case, MethodInfo, Reference, build_table, list_methods, me
 from .run_state import Hook, NonFiniteError, Result, RunState, StepInfo
 from .sampling import plan, sample
 from .table import Row, Table, Update
-from .transforms import analytic_first_step, apply_corrector
+from .transforms import analytic_first_step, apply_corrector, denoise_end
 from .wrappers import (
     WrappedModel,
     discrete_labels,
@@ -49,6 +49,7 @@ __all__ = [
     "apply_corrector",
     "build_table",
     "check",
+    "denoise_end",
     "discrete_labels",
     "dot",
     "edm_preconditioned",

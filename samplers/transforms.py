@@ -69,6 +69,25 @@ def _estimate(row: Row, kind: str, anchors: tuple[str, ...]) -> Terms:
     return tuple((level.signal_rate * Linear({**data}) + level.noise_rate * Linear({**noise})).terms.items())
 
 
+def denoise_end(table: Table) -> Table:
+    """Add a last call that returns the data prediction at the table's end: one evaluation more.
+
+    For tables that stop at a small positive noise, as official samplers do with "denoise to zero".
+
+    Raises
+    ------
+    ValueError
+        The table already ends at noise 0.
+    """
+    level = table.end
+    if level.noise == 0.0:
+        raise ValueError(f"table {table.method!r} already ends at noise 0; there is nothing left to denoise")
+    used = max(u for row in table.rows for u in (*(t.target for t in row.updates), row.output or 0, *row.noises))
+    last = Row(level, "data", table.result, used + 1, None, (), ())
+    end = level._replace(signal=1.0, noise=0.0, signal_rate=None, noise_rate=None)
+    return replace(table, rows=(*table.rows, last), result=used + 1, end=end)
+
+
 def _with_anchor(table: Table, name: str) -> Table:
     """The same table with one more anchor: every later value moves up by one."""
     if name in table.anchors:

@@ -17,6 +17,8 @@ from pathline.samplers import (
     Table,
     apply_corrector,
     build_table,
+    check,
+    denoise_end,
     list_grids,
     list_methods,
     make_nodes,
@@ -111,10 +113,9 @@ def test_discrete_grids_equal_diffusers(spacing: str, steps: int) -> None:
     stock = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing=spacing)
     stock.set_timesteps(steps)
     ours = np.round(path.steps * (1 - make_nodes(path, spacing, steps).time[:-1]) - 1)
-    if spacing == "linspace":  # DDIM includes the last index; ours is the multistep convention, which drops it
-        theirs = np.round(np.linspace(0, 999, steps + 1))[::-1][:-1]
-    else:
-        theirs = stock.timesteps.numpy()
+    # "linspace": DDIM keeps the last index; ours is the convention of the multistep classes, which drops it
+    multistep = np.round(np.linspace(0, 999, steps + 1))[::-1][:-1]
+    theirs = multistep if spacing == "linspace" else stock.timesteps.numpy()
     assert np.array_equal(ours, theirs)
 
 
@@ -205,7 +206,7 @@ def test_array_coefficients_need_safetensors(tmp_path: Path) -> None:
         x = program.let(carry * x + weight * program.query(x, i))
     table = program.finish(x)
     assert table.has_arrays
-    with pytest.raises(ValueError, match="save it as .safetensors"):
+    with pytest.raises(ValueError, match=r"save it as \.safetensors"):
         table.save(tmp_path / "t.json")
     table.save(tmp_path / "t.safetensors")
     start = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -222,12 +223,12 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not exact in frame 'point_mass'"):
         Table.load(file)
     file.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(ValueError, match="t.json is not a readable pathline table: format 99"):
+    with pytest.raises(ValueError, match=r"t\.json is not a readable pathline table: format 99"):
         Table.load(file)
     file.write_text("{")
     with pytest.raises(ValueError, match="not a readable pathline table"):
         Table.load(file)
-    with pytest.raises(ValueError, match="end in .json or .safetensors"):
+    with pytest.raises(ValueError, match=r"end in \.json or \.safetensors"):
         build_table("ddim", make_nodes(VPPath(), "logsnr", 4)).save(tmp_path / "t.txt")
 
 
@@ -302,6 +303,23 @@ def test_registered_facts(name: str) -> None:
     assert info.summary.endswith((".", ")"))
     assert f"@misc{{{info.reference.key}," in info.bibtex
     assert info.cases[0].options.items() <= info.options.items()
+
+
+# --- transforms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_denoised_end_is_the_data_prediction(method: str) -> None:
+    path = EDMPath()
+    nodes = make_nodes(path, "karras", 5, final="path")
+    table = build_table(method, nodes)
+    denoised = denoise_end(table)
+    check(denoised)
+    assert denoised.evaluations == table.evaluations + 1
+    start = path.prior((2, 3), torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(run(denoised, model, start), model(run(table, model, start), torch.zeros(2)))
+    with pytest.raises(ValueError, match="already ends at noise 0"):
+        denoise_end(denoised)
 
 
 # --- correctors ---------------------------------------------------------------------------------------------

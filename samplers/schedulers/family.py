@@ -167,5 +167,7 @@ def switched_on(config: Any) -> str | None:
     """
     kinds = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
     if len(kinds) > 1:
-        raise ValueError(f"only one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas can be on, got {kinds}")
+        raise ValueError(
+            f"only one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas can be on, got {kinds}"
+        )
     return kinds[0] if kinds else None

@@ -152,7 +152,9 @@ def _is_uniform(sigmas: tuple[float, ...]) -> bool:
 def _check(sigmas: Array) -> None:
     if not ((sigmas > 0).all() and (sigmas <= 1).all()):
         bad = float(sigmas[np.argmax((sigmas <= 0) | (sigmas > 1))])
-        raise ValueError(f"sigmas of a flow model lie in (0, 1], got {bad:g}; models with other levels need a noise schedule")
+        raise ValueError(
+            f"sigmas of a flow model lie in (0, 1], got {bad:g}; models with other levels need a noise schedule"
+        )
     if not (np.diff(sigmas) < 0).all():
         i = int(np.argmax(np.diff(sigmas) >= 0))
         raise ValueError(f"sigmas must decrease, but go from {sigmas[i]:g} to {sigmas[i + 1]:g} at entry {i + 1}")

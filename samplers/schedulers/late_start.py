@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..nodes import Level, Nodes
 from ..table import Row, Table, Terms, Update
 from .family import Schedule
@@ -33,10 +35,10 @@ def late_table(build: Build, schedule: Schedule, levels: Sequence[Level]) -> Tab
     levels : sequence of Level
         At least one.
     """
-    places = {float(t): i for i, t in enumerate(schedule.nodes.time[:-1])}
+    starts = schedule.nodes.time[:-1]
     for skipped, level in enumerate(levels):
-        place = places.get(level.time)
-        if place is None:
+        place = int(np.argmin(np.abs(starts - level.time)))
+        if abs(starts[place] - level.time) > _SAME_TIME:
             continue
         table = full_table(build, replace(schedule, nodes=schedule.nodes.part(place)))
         if _same_calls(table, levels[skipped:]):

@@ -93,16 +93,15 @@ def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
     calls = []
     for place, after in zip(places, [*places[1:], len(table.rows)], strict=True):
         row = table.rows[place]
-        assert row.query is not None and row.output is not None
+        assert row.query is not None
+        assert row.output is not None
         c_x, c_out = conversions[place]
         draws, updates = _operations(table, place, after)
         returns = table.rows[after].query if after < len(table.rows) else table.result
         assert returns is not None
-        frees = tuple(v for k in range(place, after) for v in table.last_uses[k])
+        frees = tuple(v for k in range(place if calls else 0, after) for v in table.last_uses[k])
         data = _data(row, prediction, sign)
-        calls.append(
-            Call(row.level, row.query, row.output, (c_x, sign * c_out), data, draws, updates, frees, returns)
-        )
+        calls.append(Call(row.level, row.query, row.output, (c_x, sign * c_out), data, draws, updates, frees, returns))
     return Plan(table, _operations(table, 0, places[0])[1], tuple(calls))
 
 
@@ -127,9 +126,7 @@ def _data(row: Row, prediction: str, sign: float) -> tuple[float, ...] | None:
         return None
     level = row.level
     try:
-        c_x, c_out = coefficients(
-            level.signal, level.noise, level.signal_rate, level.noise_rate, prediction, "data"
-        )
+        c_x, c_out = coefficients(level.signal, level.noise, level.signal_rate, level.noise_rate, prediction, "data")
     except ValueError:  # the method itself does not need it there, as noise networks at signal 0
         return ()
     return c_x, sign * c_out

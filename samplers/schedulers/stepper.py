@@ -1,0 +1,167 @@
+"""The state of one run of a scheduler: registers, position, what the pipeline was handed, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..combine import Combiner
+from ..keyed_noise import keyed_normal, seed_of
+from ..table import Update
+from .calls import Call, Plan
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class StepNoise:
+    """Keyed normals of one run.
+
+    Parameters
+    ----------
+    seed : int or None
+        Used unless the pipeline passes generators; None draws one from torch's default generator.
+    offset : int
+        Global index of the first sample of the batch.
+    """
+
+    def __init__(self, seed: int | None, offset: int) -> None:
+        self.seed, self.offset = seed, offset
+        self._seeds: list[int] | None = None
+        self._index: Tensor | None = None
+
+    def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
+        """Standard normals shaped as `like`; the seeds are settled at the first draw of a run.
+
+        Raises
+        ------
+        ValueError
+            A list of generators whose length is not the batch size.
+        """
+        if self._seeds is None:
+            self._seeds = self._settle(generator, len(like))
+        shape, key = like.shape[1:], {"dtype": like.dtype, "device": like.device}
+        if len(self._seeds) == 1:
+            if self._index is None or len(self._index) != len(like):
+                self._index = torch.arange(self.offset, self.offset + len(like), device=like.device)
+            return keyed_normal(shape, self._seeds[0], self._index, row, slot, **key)
+        first = torch.zeros(1, dtype=torch.int64, device=like.device)
+        return torch.cat([keyed_normal(shape, seed, first, row, slot, **key) for seed in self._seeds])
+
+    def _settle(self, generator: Generators, batch: int) -> list[int]:
+        if generator is None:
+            # a host draw from the global generator, so that torch.manual_seed fixes the run as in stock schedulers
+            return [int(torch.randint(2**62, ()).item()) if self.seed is None else self.seed]
+        if isinstance(generator, torch.Generator):
+            return [seed_of(generator)]
+        if len(generator) not in (1, batch):
+            raise ValueError(f"{len(generator)} generators were given for a batch of {batch}; one per image is needed")
+        return [seed_of(g) for g in generator]
+
+
+class Stepper:
+    """One run of a plan, one network call at a time.
+
+    Parameters
+    ----------
+    plan : Plan
+    index : int
+        Number of its first call among the scheduler's timesteps.
+    noise : StepNoise
+
+    Attributes
+    ----------
+    values : dict of value number -> Tensor
+        Registers alive, in float32 or wider.
+    index : int
+        Number of the next call among the scheduler's timesteps.
+    """
+
+    def __init__(self, plan: Plan, index: int, noise: StepNoise) -> None:
+        self.plan, self.noise = plan, noise
+        self.index, self._position = index, 0
+        self.values: dict[int, Tensor] = {}
+        self._returned: Tensor | None = None  # what the pipeline holds; the register itself unless it was rounded
+        self._version: int | None = None
+        self._combine: Combiner | None = None
+
+    @property
+    def next_query(self) -> int:
+        """The value that the network is called at next."""
+        return self.plan.calls[self._position].query
+
+    def lead(self, sample: Tensor) -> Tensor:
+        """The state of the first call from the initial one, where the table's first rows make no call."""
+        values = {0: sample.to(torch.promote_types(sample.dtype, torch.float32))}
+        _update(self.plan.lead, values, Combiner(sample.device))
+        return values[self.next_query].to(sample.dtype)
+
+    def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor | None]:
+        """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
+
+        Both have the dtype of `output`. `sample` should be what the last call returned; where the pipeline changed
+        it, the change is added to the state.
+        """
+        call, values = self.plan.calls[self._position], self.values
+        combine = self._combine
+        if combine is None:
+            combine = self._open(output, sample)
+        elif sample is not self._returned or self._version != _version(sample):
+            self._fold(sample, call.query)
+        query = values[call.query]
+        dtype = output.dtype
+        wide = output if dtype == query.dtype else output.to(query.dtype)
+        stored = values[call.output] = _affine(query, wide, *call.convert)
+        data = stored if call.data is None else _affine(query, wide, *call.data) if call.data else None
+        for value, row, slot in call.draws:
+            values[value] = self.noise(row, slot, query, generator)
+        for target, terms in call.updates:
+            values[target] = combine(terms, values)
+        state = values[call.returns]
+        for value in call.frees:
+            values.pop(value, None)
+        if state.dtype != dtype:
+            state, data = state.to(dtype), data if data is None else data.to(dtype)
+            self._version = _version(state)
+        self._returned = state
+        self._position += 1
+        self.index += 1
+        return state, data
+
+    def _open(self, output: Tensor, sample: Tensor) -> Combiner:
+        wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
+        self._combine = Combiner(sample.device)
+        self.values = {0: sample.to(wide)}
+        _update(self.plan.lead, self.values, self._combine)
+        return self._combine
+
+    def _fold(self, sample: Tensor, query: int) -> None:
+        """Take the pipeline's edit over; where nothing was edited, the remainder of the rounding is kept."""
+        state = self.values[query]
+        if sample.dtype == state.dtype or sample.shape != state.shape:
+            self.values[query] = sample.to(state.dtype)
+        else:
+            self.values[query] = state + (sample.to(state.dtype) - state.to(sample.dtype).to(state.dtype))
+
+
+def _update(updates: Iterable[Update], values: dict[int, Tensor], combine: Combiner) -> None:
+    for target, terms in updates:
+        values[target] = combine(terms, values)
+
+
+def _affine(query: Tensor, output: Tensor, on_query: float, on_output: float) -> Tensor:
+    """on_query·query + on_output·output in as few passes as possible."""
+    if on_query == 0.0:
+        return output if on_output == 1.0 else output * on_output
+    if on_query == 1.0:
+        return torch.add(query, output, alpha=on_output)
+    return (query * on_query).add_(output, alpha=on_output)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Counts changes in place; tensors made in inference mode have no counter, and are always folded in."""
+    return None if tensor.is_inference() else tensor._version
+
+
+__all__ = ["Call", "Generators", "StepNoise", "Stepper"]
