@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pathline.interpolants import PREDICTIONS, coefficients, unknown_name
 
+from .combine import affine
 from .guidance import Guidance
 from .table import Row, Table
 
@@ -65,13 +66,9 @@ class Border:
         if self.evaluations == 1:
             _check_output(raw, x)
         on_query, on_output = self.conversions[index]
-        output = raw.to(query.dtype)
-        if on_output != 1.0:
-            output = output * on_output
-        if on_query != 0.0:
-            output = output.add(query, alpha=on_query)
-            if row.level.anchor and source is not None:
-                output = output.add(source, alpha=-on_query * row.level.anchor)
+        output = affine(query, raw.to(query.dtype), on_query, on_output)
+        if on_query != 0.0 and row.level.anchor and source is not None:
+            output = output.add(source, alpha=-on_query * row.level.anchor)
         return output
 
 

@@ -46,3 +46,12 @@ class Combiner:
         if key not in self._arrays:
             self._arrays[key] = torch.as_tensor(c, device=self.device)
         return self._arrays[key].to(like.dtype)
+
+
+def affine(query: Tensor, output: Tensor, on_query: float, on_output: float) -> Tensor:
+    """on_query·query + on_output·output in as few passes over the memory as possible; `output` itself for (0, 1)."""
+    if on_query == 0.0:
+        return output if on_output == 1.0 else output * on_output
+    if on_query == 1.0:
+        return torch.add(query, output, alpha=on_output)
+    return (query * on_query).add_(output, alpha=on_output)

@@ -115,54 +115,68 @@ def _with_anchor(table: Table, name: str) -> Table:
     return replace(table, rows=rows, result=result, anchors=(*table.anchors, name))
 
 
-def apply_corrector(table: Table, nodes: Nodes, weights: Sequence[Array | None]) -> Table:
+def apply_corrector(
+    table: Table, nodes: Nodes, carry: Array, weights: Sequence[Array | None], *, form: str = "data"
+) -> Table:
     """Correct every state after the call there: no extra evaluations (predict, evaluate, correct).
 
-    After the call at node i+1 the state is recomputed as
-    (noise'/noise)·x_i + Σ_j weights_ij·D_{i−j} + weights_i,last·D_{i+1} from the corrected x_i, and the next
+    After the call at node i+1 the state is recomputed as carry_i·x_i + Σ_j weights_ij·output_{i−j} +
+    weights_i,last·output_{i+1} from the corrected x_i, plus the very noise its prediction was given, and the next
     prediction starts from it. The last step is never corrected, since its end is not evaluated.
 
     Parameters
     ----------
     table : Table
-        One data-form call on each node but the last; no inner stages, no noise.
+        One call on each node but the last, no inner stages.
     nodes : Nodes
         The nodes `table` was built on.
+    carry : array (N,)
+        Factor of the state in every step.
     weights : sequence of N arrays or None
         For each step the weights of the outputs up to node i, newest first, then of the one at node i+1;
         None leaves that step uncorrected.
+    form : {"data", "noise"}
+        The outputs that `weights` apply to.
 
     Raises
     ------
     ValueError
-        The table has inner stages, noise, or rows of another form.
+        The table has inner stages.
     """
     _check_correctable(table, nodes)
     program = Program(nodes, table.anchors)
     now = {0: program.state} | {1 + i: program.anchor(a) for i, a in enumerate(table.anchors)}
-    x, history = program.state, list[Linear]()
+    x, history, drawn = program.state, list[Linear](), Linear({})
     for i, row in enumerate(table.rows):
         assert row.query is not None
         assert row.output is not None
-        output = program.query(now[row.query], i)
+        predicted = now[row.query]
+        now[row.output] = program.query(predicted, i, row.form)
+        output = _as_form(now[row.output], predicted, row, form)
         w = weights[i - 1] if i else None
         if w is not None:
-            carry = float(nodes.noise[i] / nodes.noise[i - 1])
-            now[row.query] = program.let(carry * x + dot([*w[:-1], w[-1]], [*history[: len(w) - 1], output]))
+            outputs = [*history[: len(w) - 1], output]
+            now[row.query] = program.let(float(carry[i - 1]) * x + dot(w, outputs) + drawn)
         x = now[row.query]
-        now[row.output] = output
         history.insert(0, output)
+        now |= {z: program.noise() for z in row.noises}
         for target, terms in row.updates:
             now[target] = program.let(dot([c for _, c in terms], [now[v] for v, _ in terms]))
+        noise_terms = [(v, c) for v, c in (row.updates[-1].terms if row.updates else ()) if v in row.noises]
+        drawn = dot([c for _, c in noise_terms], [now[v] for v, _ in noise_terms])
     corrected = program.finish(now[table.result], frame=table.frame, law=table.law)
     return replace(corrected, method=table.method, options=table.options)
 
 
+def _as_form(output: Linear, query: Linear, row: Row, form: str) -> Linear:
+    if row.form == form or row.level.signal == 0.0:  # at signal 0 only data exists, and nothing weights it
+        return output
+    return (query - row.level.signal * output) / row.level.noise
+
+
 def _check_correctable(table: Table, nodes: Nodes) -> None:
-    if table.stochastic:
-        raise ValueError("a corrector needs a deterministic table; stochastic methods carry their own")
     same_levels = len(table.rows) == nodes.steps and all(
         row.level.time == nodes.time[i] for i, row in enumerate(table.rows)
     )
-    if not same_levels or any(row.form != "data" or row.query is None for row in table.rows):
-        raise ValueError("a corrector needs one data-form call on each node but the last (no inner stages)")
+    if not same_levels or any(row.form == "velocity" or row.query is None for row in table.rows):
+        raise ValueError("a corrector needs one call on each node but the last (no inner stages, no velocity rows)")

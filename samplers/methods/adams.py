@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..nodes import Nodes
 from ..registry import Case, Reference, register
 from ..table import Table
-from .multistep import check_order, exponential_shape, multistep, step_orders
+from .multistep import check_order, data_steps, exponential_shape, multistep, step_orders
 
 EXPONENTIAL_ADAMS = Reference(
     key="hochbruck2010exponential",
@@ -36,4 +36,4 @@ def exp_adams(nodes: Nodes, *, order: int = 3, lower_order_final: bool = True) -
         Lower the order to …, 2, 1 over the last steps; a last step to noise 0 always has order 1.
     """
     check_order("exp-adams", order, 1)
-    return multistep(nodes, step_orders(nodes, order, lower_order_final), exponential_shape)
+    return multistep(nodes, data_steps(nodes), step_orders(nodes, order, lower_order_final), exponential_shape)

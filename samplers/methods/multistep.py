@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,50 +43,82 @@ def step_orders(nodes: Nodes, order: int, lower_order_final: bool) -> list[int]:
     return orders
 
 
-def step_sizes(nodes: Nodes) -> Array:
-    """λ-steps h_i = λ_{i+1} − λ_i; infinite at the ends λ = ±∞."""
-    with np.errstate(invalid="ignore"):
-        return np.diff(nodes.lam)
+@dataclass(frozen=True)
+class Steps:
+    """The exponential step between nodes: x' = carry·x + total·(Σ shape·output) + fresh·noise.
 
-
-def grouped_weights(nodes: Nodes, orders: list[int], rule: GroupRule) -> list[Array | None]:
-    """Weights of every finite step, computed in one batch per order; None where h is infinite.
-
-    `rule(points, h)` gets the nodes (m, p) of the m steps of order p, in units of the step with the newest
-    output at 0, and their λ-steps h (m,); it returns weights (m, ≥ p).
+    Attributes
+    ----------
+    carry, total, fresh : arrays (N,)
+        Finite for every step, also next to λ = ±∞.
+    z : array (N,)
+        Exponent of the weights ∫_0^1 e^{(1−u)z} f(u) du: −κh in data form, +h in noise form.
+    forms : list of N
+        What each step's output is stored as; "data" next to λ = ±∞ whatever the form of the others.
     """
-    h = step_sizes(nodes)
+
+    carry: Array
+    total: Array
+    fresh: Array
+    z: Array
+    forms: list[str]
+
+
+def data_steps(nodes: Nodes, strength: float | Array = 0.0) -> Steps:
+    """Data form; `strength` τ² ≥ 0 of the reverse SDE, per step or one for all (κ = 1 + τ²).
+
+    carry = (noise'/noise)·e^{−τ²h}, total = signal'·(1 − e^{−κh}), fresh = noise'·√(1 − e^{−2τ²h}).
+    """
+    signal, noise = nodes.signal, nodes.noise
+    strength = np.broadcast_to(np.asarray(strength, dtype=np.float64), (nodes.steps,))
+    h = np.diff(nodes.lam)
+    decay = np.exp(-np.multiply(strength, h, where=strength > 0, out=np.zeros(nodes.steps)))
+    carry = noise[1:] / noise[:-1] * decay
+    fresh = noise[1:] * np.sqrt(1.0 - decay**2)
+    return Steps(carry, signal[1:] - carry * signal[:-1], fresh, -(1.0 + strength) * h, ["data"] * nodes.steps)
+
+
+def noise_steps(nodes: Nodes) -> Steps:
+    """Noise form, deterministic: carry = signal'/signal, total = −noise'·(e^h − 1); data form next to λ = ±∞."""
+    plain = data_steps(nodes)
+    ends = ~np.isfinite(np.diff(nodes.lam))
+    carry = np.divide(nodes.signal[1:], nodes.signal[:-1], where=~ends, out=plain.carry.copy())
+    total = np.where(ends, plain.total, nodes.noise[1:] - carry * nodes.noise[:-1])
+    return Steps(carry, total, plain.fresh, -plain.z, ["data" if end else "noise" for end in ends])
+
+
+def grouped_weights(nodes: Nodes, z: Array, orders: list[int], rule: GroupRule) -> list[Array | None]:
+    """Weights of every finite step, computed in one batch per order; None where the step is infinite.
+
+    `rule(points, z)` gets the nodes (m, p) of the m steps of order p, in units of the step with the newest
+    output at 0, and their exponents z (m,); it returns weights (m, ≥ p).
+    """
     weights: list[Array | None] = [None] * len(orders)
     for p in sorted(set(orders)):
-        steps = [i for i, q in enumerate(orders) if q == p and np.isfinite(h[i])]
-        if steps:
-            points = np.array([[(nodes.lam[i - j] - nodes.lam[i]) / h[i] for j in range(p)] for i in steps])
-            for i, w in zip(steps, rule(points, h[steps]), strict=True):
+        steps = np.array([i for i, q in enumerate(orders) if q == p and np.isfinite(z[i])], dtype=int)
+        if len(steps):
+            here, h = nodes.lam[steps], np.diff(nodes.lam)[steps]
+            points = np.stack([(nodes.lam[steps - j] - here) / h for j in range(p)], axis=-1)
+            for i, w in zip(steps, rule(points, z[steps]), strict=True):
                 weights[i] = w
     return weights
 
 
-def data_carry(nodes: Nodes) -> tuple[Array, Array]:
-    """(carry, weight) of the first-order data step x' = carry·x + weight·D, finite also at λ = ±∞."""
-    carry = nodes.noise[1:] / nodes.noise[:-1]
-    return carry, nodes.signal[1:] - carry * nodes.signal[:-1]
-
-
-def exponential_shape(points: Array, h: Array) -> Array:
-    """Exact data-form weights relative to the first-order weight signal'(1 − e^{−h}); they sum to 1."""
-    weights = exponential_weights(points, -h)
+def exponential_shape(points: Array, z: Array) -> Array:
+    """Exact weights relative to the first-order weight; they sum to 1."""
+    weights = exponential_weights(points, z)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def multistep(nodes: Nodes, orders: list[int], rule: GroupRule) -> Table:
-    """x_{i+1} = carry_i·x_i + total_i·Σ_j shape_ij·D_{i−j}: one call per step, `rule` gives the shapes."""
-    carry, total = data_carry(nodes)
-    shapes = grouped_weights(nodes, orders, rule)
+def multistep(nodes: Nodes, steps: Steps, orders: list[int], rule: GroupRule) -> Table:
+    """x_{i+1} = carry_i·x_i + total_i·Σ_j shape_ij·output_{i−j} + fresh_i·z: one call per step."""
+    shapes = grouped_weights(nodes, steps.z, orders, rule)
     program = Program(nodes)
     x, history = program.state, list[Linear]()
     for i in range(nodes.steps):
-        history.insert(0, program.query(x, i))
+        history.insert(0, program.query(x, i, steps.forms[i]))
         shape = shapes[i]
-        weights = total[i] * (shape if shape is not None else np.ones(1))
-        x = program.let(float(carry[i]) * x + dot(weights, history))
+        weights = steps.total[i] * (shape if shape is not None else np.ones(1))
+        step = float(steps.carry[i]) * x + dot(weights, history)
+        x = program.let(step + float(steps.fresh[i]) * program.noise() if steps.fresh[i] > 0 else step)
     return program.finish(x)

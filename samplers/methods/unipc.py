@@ -13,12 +13,14 @@ from ..registry import Case, Reference, register
 from ..table import Table
 from ..transforms import apply_corrector
 from .multistep import (
+    Steps,
     check_order,
     check_variant,
-    data_carry,
+    data_steps,
     exponential_shape,
     grouped_weights,
     multistep,
+    noise_steps,
     step_orders,
 )
 
@@ -45,10 +47,11 @@ def unipc(
     *,
     order: int = 3,
     variant: str = "bh2",
+    form: str = "data",
     lower_order_final: bool = True,
     disable_corrector: Sequence[int] = (),
 ) -> Table:
-    """UniPC of order 1–4 (data form): an exponential multistep predictor and a free corrector one order higher.
+    """UniPC of order 1–4: an exponential multistep predictor and a free corrector one order higher.
 
     The corrector uses the output at the predicted point, so it costs no call; history keeps that output.
 
@@ -60,6 +63,8 @@ def unipc(
         B(h) = e^{−h} − 1 or −h as published (with the fixed weight ½ at predictor order 2 and corrector
         order 1); "exact" integrates the interpolating polynomial exactly; "vary_coeff" reproduces the
         released code of that name, whose corrector drops the last row of its weight matrix.
+    form : {"data", "noise"}
+        What is interpolated.
     lower_order_final : bool
         Lower the order to …, 2, 1 over the last steps.
     disable_corrector : sequence of int
@@ -67,15 +72,20 @@ def unipc(
     """
     check_order("unipc", order, 1, 4)
     check_variant("unipc", variant, VARIANTS)
+    if form not in ("data", "noise"):
+        raise ValueError(f"form={form!r} is not known to unipc; allowed: data, noise")
+    steps = data_steps(nodes) if form == "data" else noise_steps(nodes)
     orders = step_orders(nodes, order, lower_order_final)
-    exact = variant in ("exact", "vary_coeff")
-    predictor = multistep(nodes, orders, exponential_shape if exact else lambda r, h: _bh_shape(r, h, variant))
-    weights = _corrector_weights(nodes, orders, variant)
+    published = variant in ("bh1", "bh2")
+    predictor = multistep(
+        nodes, steps, orders, (lambda r, z: _bh_shape(r, z, variant)) if published else exponential_shape
+    )
+    shapes = grouped_weights(nodes, steps.z, orders, lambda points, z: corrector_shape(points, z, variant))
     for step in disable_corrector:
         if not 0 <= step < nodes.steps:
             raise ValueError(f"disable_corrector holds step {step}, but there are steps 0..{nodes.steps - 1}")
-        weights[step] = None
-    return apply_corrector(predictor, nodes, weights)
+        shapes[step] = None
+    return corrected(predictor, nodes, steps, shapes)
 
 
 def exact_corrector(table: Table, nodes: Nodes, *, order: int = 2) -> Table:
@@ -90,32 +100,33 @@ def exact_corrector(table: Table, nodes: Nodes, *, order: int = 2) -> Table:
         Number of outputs before the new one; the corrected method has order + 1 where its predictor has `order`.
     """
     check_order("exact_corrector", order, 1)
+    steps = data_steps(nodes)
     orders = step_orders(nodes, order, lower_order_final=False)
-    return apply_corrector(table, nodes, _corrector_weights(nodes, orders, "exact"))
+    shapes = grouped_weights(nodes, steps.z, orders, lambda points, z: corrector_shape(points, z, "exact"))
+    return corrected(table, nodes, steps, shapes)
 
 
-def _corrector_weights(nodes: Nodes, orders: list[int], variant: str) -> list[Array | None]:
-    shapes = grouped_weights(nodes, orders, lambda points, h: corrector_shape(points, h, variant))
-    _, total = data_carry(nodes)
-    return [None if w is None else w * total[i] for i, w in enumerate(shapes)]
+def corrected(table: Table, nodes: Nodes, steps: Steps, shapes: Sequence[Array | None]) -> Table:
+    """Apply corrector shapes (relative to the step's total weight) to a multistep table of the same steps."""
+    weights = [None if shape is None else shape * steps.total[i] for i, shape in enumerate(shapes)]
+    return apply_corrector(table, nodes, steps.carry, weights, form=steps.forms[0 if nodes.steps == 1 else 1])
 
 
-def corrector_shape(points: Array, h: Array, variant: str) -> Array:
-    """Weights on the outputs up to the step's start, newest first, then its end, relative to signal'(1 − e^{−h})."""
+def corrector_shape(points: Array, z: Array, variant: str) -> Array:
+    """Weights on the outputs up to the step's start, newest first, then its end, relative to the first-order one."""
     points = np.concatenate([points, np.ones((len(points), 1))], axis=-1)
     if variant == "exact":
-        return exponential_shape(points, h)
+        return exponential_shape(points, z)
     if variant == "vary_coeff":
-        return _released_corrector_shape(points, h)
-    return _bh_shape(points, h, variant)
+        return _released_corrector_shape(points, z)
+    return _bh_shape(points, z, variant)
 
 
-def _bh_shape(points: Array, h: Array, variant: str) -> Array:
+def _bh_shape(points: Array, z: Array, variant: str) -> Array:
     """B(h)·Σ_k a_k (D_k − D₀)/ρ_k with R a = b (paper, eq. 5 and 9); a = ½ for a single unknown, as released."""
     q = points.shape[-1] - 1
     if q == 0:
         return np.ones_like(points)
-    z = -h
     g1 = z * phi(1, z)
     b_of_h = z if variant == "bh1" else g1
     if q == 1:
@@ -127,13 +138,12 @@ def _bh_shape(points: Array, h: Array, variant: str) -> Array:
     return np.concatenate([1 - rest.sum(axis=-1, keepdims=True), rest], axis=-1)
 
 
-def _released_corrector_shape(points: Array, h: Array) -> Array:
+def _released_corrector_shape(points: Array, z: Array) -> Array:
     """The corrector weights of the released `vary_coeff` code, quirk included.
 
     With C_jk = ρ_j^{k−1}/k! and A = C^{-1} it adds g_{k+1} A_k to the history for k < K only, and gives the
     new output row K−1 of A (row 1 when K = 1) times g_{K+1}.
     """
-    z = -h
     rho = points[:, 1:]
     count = rho.shape[-1]
     columns = np.stack([rho ** (k - 1) / factorial(k) for k in range(1, count + 1)], axis=-1)

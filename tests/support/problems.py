@@ -41,6 +41,11 @@ class Manufactured:
         """Exact state at a level, shape (1, 3)."""
         return level.signal * self.curve(torch.tensor([level.lam], dtype=torch.float64))
 
+    def noise(self, lam: float) -> Tensor:
+        """Exact noise prediction along the solution, shape (1, 3)."""
+        at = torch.tensor([lam], dtype=torch.float64)
+        return -self.slope(at) * torch.exp(at)  # ε = (x̃ − D)·e^λ
+
     def model(self, x: Tensor, t: Tensor) -> Tensor:
         """The network, a function of its label alone (not of the table's levels)."""
         lam, signal = self.path.lam(t), self.path.signal(t)
@@ -65,10 +70,14 @@ def uniform_nodes(variable: str, steps: int, path: GaussianPath = PATH) -> Nodes
 
 
 class ExactStart(Hook):
-    """Replaces every state computed in the first rows by the exact solution on its level."""
+    """Replaces every state computed in the first rows by the exact solution on its level.
 
-    def __init__(self, table: Table, problem: Manufactured, rows: int) -> None:
-        self.problem, self.rows = problem, rows
+    A velocity of momentum methods is replaced by what an infinite exact past would have made of it:
+    Σ_k β(1 − β)^k ε_{i−k} on the grid continued towards noise.
+    """
+
+    def __init__(self, table: Table, problem: Manufactured, rows: int, momentum: float = 1.0) -> None:
+        self.problem, self.rows, self.momentum = problem, rows, momentum
         self.values = propagate(table) if rows else {}
 
     def after_row(self, run: RunState) -> None:
@@ -78,9 +87,20 @@ class ExactStart(Hook):
         levels = [rows[run.row].level, rows[run.row + 1].level if run.row + 1 < len(rows) else run.table.end]
         for target, _ in rows[run.row].updates:
             signal, noise = self.values[target][0], self.values[target][2]
+            if abs(signal) + abs(noise - 1.0) < 1e-9:
+                run.values[target] = self.velocity(*levels)
             for level in levels:
                 if abs(signal - level.signal) + abs(noise - level.noise) < 1e-9:
                     run.values[target] = self.problem.solution(level)
+
+    def velocity(self, level: Level, after: Level) -> Tensor:
+        beta = self.momentum
+        ratio, step = np.exp(-level.lam), np.exp(-level.lam) - np.exp(-after.lam)
+        past = range(1 if beta == 1 else 1 + int(40 / beta))
+        return sum(
+            (beta * (1 - beta) ** k * self.problem.noise(float(-np.log(ratio + k * step))) for k in past),
+            torch.zeros(1, 3),
+        )
 
 
 def end_error(method: str, case: Case, steps: int, exact_history: int) -> float:
@@ -89,7 +109,8 @@ def end_error(method: str, case: Case, steps: int, exact_history: int) -> float:
     nodes = uniform_nodes(case.variable, steps)
     options = dict(case.options)
     table = without_lowering(method, nodes, options)
-    start = ExactStart(table, problem, exact_history)
+    momentum = float(case.options.get("order", 1)) % 1 or 1.0
+    start = ExactStart(table, problem, exact_history, momentum)
     x = run(table, problem.model, problem.solution(nodes.level(0)), prediction="data", hooks=[start])
     assert isinstance(x, Tensor)
     return float((x - problem.solution(nodes.level(steps))).abs().max())

@@ -1,0 +1,136 @@
+"""Momentum: generalised heavy ball (GHVB), heavy ball and Nesterov on Adams–Bashforth."""
+
+from __future__ import annotations
+
+from math import ceil, floor
+
+from ..nodes import Nodes
+from ..numerics import ADAMS_BASHFORTH
+from ..program import Linear, Program, dot
+from ..registry import Case, Reference, register
+from ..table import Table
+from .multistep import check_order, check_variant
+
+MOMENTUM = Reference(
+    key="wizadwongsa2024momentum",
+    authors="Wizadwongsa, Suttisak and Chinchuthakun, Worameth and Khungurn, Pramook and Raj, Amit and others",
+    title="Diffusion Sampling with Momentum for Mitigating Divergence Artifacts",
+    year=2024,
+    venue="ICLR",
+    arxiv="2307.11118",
+)
+
+BETA_PARTS: tuple[tuple[tuple[float, float], ...], ...] = (
+    ((0, 1),),
+    ((2 / 2, 1 / 2), (-2 / 2, 1 / 2)),
+    ((18 / 12, 5 / 12), (-24 / 12, 8 / 12), (6 / 12, -1 / 12)),
+    ((46 / 24, 9 / 24), (-78 / 24, 19 / 24), (42 / 24, -5 / 24), (-10 / 24, 1 / 24)),
+    (
+        (1650 / 720, 251 / 720),
+        (-3420 / 720, 646 / 720),
+        (2880 / 720, -264 / 720),
+        (-1380 / 720, 106 / 720),
+        (270 / 720, -19 / 720),
+    ),
+)
+"""GHVB weights of order p on (v_0, v_−1, …): (constant + linear·β)/β; those of order 1 are 1."""
+
+
+def ghvb_weights(order: int, beta: float) -> list[float]:
+    """Weights of the velocities, newest first, for GHVB of integer order and momentum β in (0, 1]."""
+    return [(constant + linear * beta) / beta for constant, linear in BETA_PARTS[order - 1]]
+
+
+def _ratio_step(program: Program, nodes: Nodes, i: int, x: Linear, noise: Linear) -> Linear:
+    carry = nodes.signal[i + 1] / nodes.signal[i]
+    return program.let(carry * x + (nodes.noise[i + 1] - carry * nodes.noise[i]) * noise)
+
+
+def _data_step(program: Program, nodes: Nodes, i: int, x: Linear) -> tuple[Linear, Linear]:
+    """(next state, noise) of a first-order data step, for steps from signal 0 or to noise 0."""
+    data = program.query(x, i)
+    carry = nodes.noise[i + 1] / nodes.noise[i]
+    noise = (x - nodes.signal[i] * data) / nodes.noise[i]
+    return program.let(carry * x + (nodes.signal[i + 1] - carry * nodes.signal[i]) * data), noise
+
+
+@register(
+    "ghvb",
+    cases=[
+        Case({"order": m}, p, min(p, 2), "noise_ratio")
+        for m, p in ((2.5, 3), (1.0, 1), (0.9, 1), (1.8, 2), (3.0, 3), (3.8, 4))
+    ],
+    reference=MOMENTUM,
+)
+def ghvb(nodes: Nodes, *, order: float = 2.5) -> Table:
+    """Generalised heavy ball of any fractional order m: order ⌈m⌉ with momentum β = m − ⌊m⌋ (1 for integers).
+
+    v ← (1 − β)·v + β·ε, and x/signal moves in noise/signal along a combination of past v. Larger stability region
+    than Adams–Bashforth of the same order, which helps under strong guidance; m = 2.3 … 3.8 are used there. A last
+    step to noise 0 returns the data prediction. The released code starts v from the raw network output, which is right
+    for noise prediction only; here it is always the noise.
+
+    Parameters
+    ----------
+    order : float in (0, 5]
+    """
+    if not 0 < order <= 5:
+        raise ValueError(f"order={order!r} is not possible for ghvb; allowed: above 0, at most 5")
+    top = ceil(order)
+    beta = order - floor(order) or 1.0
+    program = Program(nodes)
+    x, velocities = program.state, list[Linear]()
+    for i in range(nodes.steps):
+        if nodes.noise[i + 1] == 0.0 or nodes.signal[i] == 0.0:
+            x, noise = _data_step(program, nodes, i, x)
+            velocities.insert(0, noise)  # only the first step from signal 0 is ever looked back at
+            continue
+        noise = program.query(x, i, "noise")
+        velocity = noise if not velocities or beta == 1.0 else (1 - beta) * velocities[0] + beta * noise
+        velocities.insert(0, program.let(velocity))
+        x = _ratio_step(program, nodes, i, x, dot(ghvb_weights(min(top, i + 1), beta), velocities))
+    return program.finish(x)
+
+
+@register(
+    "heavy-ball",
+    cases=[
+        Case({"order": 3, "beta": 1.0}, 3, 2, "noise_ratio"),
+        Case({}, 1, 1, "noise_ratio"),
+        Case({"variant": "nesterov"}, 1, 1, "noise_ratio"),
+    ],
+    reference=MOMENTUM,
+)
+def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str = "heavy-ball") -> Table:
+    """Heavy-ball or Nesterov momentum on the Adams–Bashforth direction: v ← (1 − β)·v + β·ê.
+
+    Any β < 1 lowers the order to 1 and enlarges the stability region. A last step to noise 0 returns the data
+    prediction.
+
+    Parameters
+    ----------
+    order : {1, …, 4}
+        Order of the direction ê.
+    beta : float in (0, 1]
+        1 is the method without momentum (PLMS in noise/signal).
+    variant : {"heavy-ball", "nesterov"}
+        Nesterov moves along (1 − β)·v + β·ê after the update of v.
+    """
+    check_order("heavy-ball", order, 1, 4)
+    check_variant("heavy-ball", variant, ("heavy-ball", "nesterov"))
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta={beta!r} is not possible for heavy-ball; allowed: above 0, at most 1")
+    program = Program(nodes)
+    x, history, velocity = program.state, list[Linear](), Linear({})
+    for i in range(nodes.steps):
+        if nodes.noise[i + 1] == 0.0 or nodes.signal[i] == 0.0:
+            x, noise = _data_step(program, nodes, i, x)
+            history.insert(0, noise)
+            velocity = noise
+            continue
+        history.insert(0, program.query(x, i, "noise"))
+        direction = dot(ADAMS_BASHFORTH[min(order, i + 1) - 1], history)
+        velocity = program.let(direction if i == 0 else (1 - beta) * velocity + beta * direction)
+        ahead = velocity if variant == "heavy-ball" else (1 - beta) * velocity + beta * direction
+        x = _ratio_step(program, nodes, i, x, ahead)
+    return program.finish(x)

@@ -1,0 +1,242 @@
+"""Singlestep exponential Runge–Kutta: DPM-Solver(++) 2S and 3S, RES, and their stochastic form SEEDS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..nodes import Level, Nodes
+from ..numerics import phi
+from ..program import Linear, Program
+from ..registry import Case, Reference, register
+from ..table import Table
+from .dpm import DPM_SOLVER, DPM_SOLVER_PP
+from .multistep import check_order, check_variant
+
+RES = Reference(
+    key="zhang2023res",
+    authors="Zhang, Qinsheng and Song, Jiaming and Chen, Yongxin",
+    title="Improved Order Analysis and Design of Exponential Integrator for Diffusion Models Sampling",
+    year=2023,
+    venue="arXiv",
+    arxiv="2308.02157",
+)
+SEEDS = Reference(
+    key="gonzalez2023seeds",
+    authors="Gonzalez, Martin and Fernandez, Nelson and Tran, Thuy and Gherbi, Elies and Hajri, Hatem and others",
+    title="SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models",
+    year=2023,
+    venue="NeurIPS",
+    arxiv="2305.14267",
+)
+VARIANTS = ("midpoint", "exact")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What distinguishes the singlestep methods: form, weights and strength of the SDE."""
+
+    form: str = "data"
+    exact: bool = False
+    strength: float = 0.0
+
+
+def allocate(evaluations: int, order: int) -> list[int]:
+    """Orders of the steps that spend `evaluations` calls, as published: order 3 → 3, …, 3, (2, 1 | 1 | 2)."""
+    full, rest = divmod(evaluations, order)
+    if order == 3 and rest == 0 and full:
+        return [3] * (full - 1) + [2, 1]
+    return [order] * full + ([rest] if rest else [])
+
+
+def singlestep(nodes: Nodes, orders: Sequence[int], scheme: Scheme) -> Table:
+    """A step of order p spends the p nodes it spans: the inner ones are its stages.
+
+    With `orders` as long as there are steps the nodes are the outer ones, and the stages lie at the fractions
+    1/2 or 1/3, 2/3 of each step in λ. Steps next to λ = ±∞ have order 1.
+    """
+    plan = [int(p) for p in orders]
+    spans = _spans(nodes, plan)
+    program = Program(nodes)
+    x, start = program.state, 0
+    for p, width in zip(plan, spans, strict=True):
+        inner = [nodes.level(start + k) for k in range(1, p)] if width > 1 else _fractions(nodes, start, p)
+        x = _step(program, x, [nodes.level(start), *inner, nodes.level(start + width)], scheme)
+        start += width
+    return program.finish(x)
+
+
+def _plan(nodes: Nodes, order: int, lower_order_final: bool) -> list[int]:
+    """Orders that spend every node, 1 next to λ = ±∞."""
+    first, last = int(nodes.starts_pure), int(nodes.ends_clean and nodes.steps > int(nodes.starts_pure))
+    inner = nodes.steps - first - last
+    whole = not lower_order_final and inner % order == 0
+    return [1] * first + ([order] * (inner // order) if whole else allocate(inner, order)) + [1] * last
+
+
+def _spans(nodes: Nodes, plan: list[int]) -> list[int]:
+    """How many nodes each step advances: its order, or 1 where there is one order per step."""
+    if not all(1 <= p <= 3 for p in plan) or nodes.steps not in (sum(plan), len(plan)):
+        raise ValueError(
+            f"orders={plan} must hold 1, 2 or 3 and either sum to the {nodes.steps} steps (stages on the nodes) or "
+            f"have that many entries (stages between them)"
+        )
+    if (nodes.starts_pure and plan[0] > 1) or (nodes.ends_clean and plan[-1] > 1):
+        raise ValueError(f"orders={plan}: a step from signal 0 or to noise 0 has infinite length in λ and only order 1")
+    return [1] * len(plan) if len(plan) == nodes.steps else plan
+
+
+def _fractions(nodes: Nodes, start: int, p: int) -> list[Level]:
+    low, high = nodes.lam[start], nodes.lam[start + 1]
+    return [nodes.between(float(low + (high - low) * k / p)) for k in range(1, p)]
+
+
+def _step(program: Program, x: Linear, levels: list[Level], scheme: Scheme) -> Linear:
+    """One step of order len(levels) − 1 through its stages; noise increments follow one Brownian path."""
+    s, t = levels[0], levels[-1]
+    form = "data" if not np.isfinite(t.lam - s.lam) or t.noise == 0 else scheme.form
+    first = program.query(x, s, form)
+    slopes: list[tuple[float, Linear]] = []
+    path, reached = Linear({}), s.lam
+    for k, level in enumerate(levels[1:], start=1):
+        h = level.lam - s.lam
+        path, reached = _noise(program, path, reached, level, scheme), level.lam
+        is_end = k == len(levels) - 1
+        x_k = _combine(x, first, slopes, (s, level), h, (form, scheme, is_end)) + level.noise * path
+        if is_end:
+            return program.let(x_k)
+        slopes.append((h, program.query(x_k, level, form)))
+    raise AssertionError("a step has an end")
+
+
+def _combine(
+    x: Linear,
+    first: Linear,
+    slopes: list[tuple[float, Linear]],
+    ends: tuple[Level, Level],
+    h: float,
+    how: tuple[str, Scheme, bool],
+) -> Linear:
+    """First-order step to `ends[1]` plus the slope of the newest stage, weighted by φ₂ (or, midpoint, φ₁/2)."""
+    (s, t), (form, scheme, is_end) = ends, how
+    decay = np.exp(-scheme.strength * h) if scheme.strength else 1.0
+    if form == "data":
+        carry = t.noise / s.noise * decay
+        total, z = t.signal - carry * s.signal, -(1.0 + scheme.strength) * h
+    else:
+        carry = t.signal / s.signal
+        total, z = t.noise - carry * s.noise, h
+    value = carry * x + total * first
+    if slopes:
+        distance, newest = slopes[-1]
+        halved = is_end and len(slopes) == 1 and not scheme.exact
+        ratio = 0.5 if halved else float(phi(2, z) / phi(1, z))
+        value = value + (total * ratio * h / distance) * (newest - first)
+    return value
+
+
+def _noise(program: Program, path: Linear, reached: float, level: Level, scheme: Scheme) -> Linear:
+    """Noise of unit level accumulated up to `level`: n ← e^{−τ²Δ}·n + √(1 − e^{−2τ²Δ})·z."""
+    if scheme.strength == 0.0 or level.noise == 0.0:
+        return Linear({})
+    decay = float(np.exp(-scheme.strength * (level.lam - reached)))
+    return decay * path + (1.0 - decay**2) ** 0.5 * program.noise()
+
+
+@register(
+    "dpm-single",
+    cases=[Case({"order": p, "variant": v}, p, p) for p, v in ((3, "midpoint"), (2, "midpoint"), (2, "exact"))],
+    reference=DPM_SOLVER,
+)
+def dpm_single(
+    nodes: Nodes,
+    *,
+    order: int = 3,
+    variant: str = "midpoint",
+    orders: Sequence[int] | None = None,
+    lower_order_final: bool = True,
+) -> Table:
+    """DPM-Solver singlestep 2S and 3S (noise form); N nodes cost N calls, inner stages included.
+
+    Parameters
+    ----------
+    order : {1, 2, 3}
+        The calls are shared out as published, 3, 3, …, ending in 1 or 2.
+    variant : {"midpoint", "exact"}
+        Weights of 2S: the published default, or the one of the Taylor expansion ("taylor" in the released code).
+    orders : sequence of {1, 2, 3}, optional
+        Explicit orders: they sum to the number of steps (each step spends nodes as its stages), or there is one
+        per step (stages lie between the nodes, at equal fractions in λ).
+    lower_order_final : bool
+        Order 3 ends with steps of order 2 and 1 also where 3 divides the number of calls, as published.
+    """
+    check_order("dpm-single", order, 1, 3)
+    check_variant("dpm-single", variant, VARIANTS)
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("noise", variant == "exact"))
+
+
+@register(
+    "dpm++-single",
+    cases=[Case({"order": p, "variant": v}, p, p) for p, v in ((2, "midpoint"), (3, "midpoint"), (2, "exact"))],
+    reference=DPM_SOLVER_PP,
+)
+def dpmpp_single(
+    nodes: Nodes,
+    *,
+    order: int = 2,
+    variant: str = "midpoint",
+    orders: Sequence[int] | None = None,
+    lower_order_final: bool = True,
+) -> Table:
+    """DPM-Solver++ singlestep 2S and 3S (data form); options as `dpm-single`."""
+    check_order("dpm++-single", order, 1, 3)
+    check_variant("dpm++-single", variant, VARIANTS)
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", variant == "exact"))
+
+
+@register("res", cases=[Case({"order": 2}, 2, 2), Case({"order": 3}, 3, 3)], reference=RES)
+def res(nodes: Nodes, *, order: int = 2, orders: Sequence[int] | None = None, lower_order_final: bool = True) -> Table:
+    """Refined exponential solver of order 2 and 3 (data form), satisfying the stiff order conditions.
+
+    b₂ = φ₂(−h)/c₂ where DPM-Solver++ 2S has φ₁(−h)/(2c₂); the multistep version is `dpm++` with variant "heun".
+    Options as `dpm-single`.
+    """
+    check_order("res", order, 1, 3)
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", True))
+
+
+@register(
+    "seeds",
+    cases=[Case({"order": 3}, 2, 2), Case({"order": 2}, 2, 2), Case({"order": 1}, 1, 1)],
+    reference=SEEDS,
+)
+def seeds(
+    nodes: Nodes,
+    *,
+    order: int = 3,
+    eta: float = 1.0,
+    variant: str = "exact",
+    orders: Sequence[int] | None = None,
+    lower_order_final: bool = True,
+) -> Table:
+    """SEEDS-1, 2 and 3: singlestep exponential solvers of the reverse SDE, stages on one Brownian path.
+
+    Written from the formulas; the released code scales some stage noises differently.
+
+    Parameters
+    ----------
+    order : {1, 2, 3}
+        Stages per step.
+    eta : float ≥ 0
+        Strength τ² of the SDE, 0 is the deterministic solver.
+    variant : {"midpoint", "exact"}
+        Weights of the two-stage step ("phi_1" and "phi_2" in the released code).
+    orders, lower_order_final : as in `dpm-single`.
+    """
+    check_order("seeds", order, 1, 3)
+    check_variant("seeds", variant, VARIANTS)
+    if eta < 0:
+        raise ValueError(f"eta={eta!r} must not be negative for seeds")
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", variant == "exact", eta))
