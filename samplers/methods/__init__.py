@@ -1,5 +1,35 @@
 """One file per family of methods; importing this package registers them all."""
 
-from . import adams, ddim, dpm, ipndm, lagrange, momentum, plms, runge_kutta, singlestep, unipc
+from . import (
+    adams,
+    ancestral,
+    churn,
+    ddim,
+    dpm,
+    er_sde,
+    ipndm,
+    lagrange,
+    momentum,
+    plms,
+    runge_kutta,
+    sa_solver,
+    singlestep,
+    unipc,
+)
 
-__all__ = ["adams", "ddim", "dpm", "ipndm", "lagrange", "momentum", "plms", "runge_kutta", "singlestep", "unipc"]
+__all__ = [
+    "adams",
+    "ancestral",
+    "churn",
+    "ddim",
+    "dpm",
+    "er_sde",
+    "ipndm",
+    "lagrange",
+    "momentum",
+    "plms",
+    "runge_kutta",
+    "sa_solver",
+    "singlestep",
+    "unipc",
+]
