@@ -113,6 +113,11 @@ class Nodes:
             float(self.anchor[index]),
         )
 
+    @property
+    def is_bridge(self) -> bool:
+        """True where a source image takes part: some anchor coefficient is not 0."""
+        return bool(self.anchor.any())
+
     def between(self, lam: float) -> Level:
         """The point of the path at half log-SNR `lam`, for stages between nodes.
 
@@ -121,7 +126,7 @@ class Nodes:
         ValueError
             The nodes belong to no known family and no path was given, or a bridge is asked for.
         """
-        if self.anchor.any():
+        if self.is_bridge:
             raise ValueError("points between the nodes of a bridge are not defined; use a method without inner stages")
         if self.path is not None:
             where = float(self.path.time_at(lam))
@@ -151,7 +156,7 @@ class Nodes:
             self.path,
             cut(self.signal_rate),
             cut(self.noise_rate),
-            self.anchor[window] if self.anchor.any() else None,
+            self.anchor[window] if self.is_bridge else None,
         )
 
     def config(self) -> dict[str, Any]:
@@ -161,7 +166,7 @@ class Nodes:
             "noise": self.noise.tolist(),
             "time": self.time.tolist(),
         }
-        if self.anchor.any():
+        if self.is_bridge:
             config["anchor"] = self.anchor.tolist()
         return config
 

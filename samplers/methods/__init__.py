@@ -3,6 +3,7 @@
 from . import (
     adams,
     ancestral,
+    bridges,
     churn,
     ddim,
     dpm,
@@ -20,6 +21,7 @@ from . import (
 __all__ = [
     "adams",
     "ancestral",
+    "bridges",
     "churn",
     "ddim",
     "dpm",

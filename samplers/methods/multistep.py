@@ -112,13 +112,23 @@ def exponential_shape(points: Array, z: Array) -> Array:
 
 def multistep(nodes: Nodes, steps: Steps, orders: list[int], rule: GroupRule) -> Table:
     """x_{i+1} = carry_i·x_i + total_i·Σ_j shape_ij·output_{i−j} + fresh_i·z: one call per step."""
-    shapes = grouped_weights(nodes, steps.z, orders, rule)
     program = Program(nodes)
-    x, history = program.state, list[Linear]()
+    return program.finish(extend(program, program.state, steps, grouped_weights(nodes, steps.z, orders, rule)))
+
+
+def extend(program: Program, x: Linear, steps: Steps, shapes: list[Array | None]) -> Linear:
+    """The rows of `multistep` from node 0 on, in a program of any beginning; returns the state at the last node.
+
+    On a bridge the algebra holds for x − anchor·source, so each step adds what the anchor moves.
+    """
+    nodes, history = program.nodes, list[Linear]()
     for i in range(nodes.steps):
         history.insert(0, program.query(x, i, steps.forms[i]))
         shape = shapes[i]
         weights = steps.total[i] * (shape if shape is not None else np.ones(1))
         step = float(steps.carry[i]) * x + dot(weights, history)
+        if program.anchors:
+            moved = float(nodes.anchor[i + 1] - steps.carry[i] * nodes.anchor[i])
+            step = step + moved * program.anchor("source")
         x = program.let(step + float(steps.fresh[i]) * program.noise() if steps.fresh[i] > 0 else step)
-    return program.finish(x)
+    return x
