@@ -121,7 +121,9 @@ def _mass_output(table: Table, row: Row, query: Array) -> Array:
         return data
     noise = np.eye(1, len(query), 2)[0]
     if table.stochastic and level.noise > 0:
-        noise = (query - level.signal * data) / level.noise
+        noise = query.copy()
+        noise[:2] = 0.0  # what the query holds of data and source, and its norm, is checked there
+        noise /= np.linalg.norm(noise) or 1.0
     if row.form == "noise":
         return noise
     if level.signal_rate is None or level.noise_rate is None:

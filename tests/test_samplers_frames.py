@@ -15,14 +15,13 @@ from pathline.samplers import (
     Table,
     build_table,
     check,
-    list_methods,
     make_nodes,
     method_info,
     residuals,
 )
-from support.problems import PATH, uniform_nodes
+from support.problems import PATH, gaussian_methods, uniform_nodes
 
-CASES = [(name, case) for name in list_methods() for case in method_info(name).cases]
+CASES = [(name, case) for name in gaussian_methods() for case in method_info(name).cases]
 PATHS = [VPPath(), LinearPath(), CosinePath(), EDMPath()]
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pathline.interpolants import Gaussian
-from pathline.samplers import Case, Table, list_methods, method_info, run
-from support.problems import PATH, end_error, slope, uniform_nodes, without_lowering
+from pathline.samplers import Case, Table, method_info, run
+from support.problems import PATH, end_error, gaussian_methods, slope, uniform_nodes, without_lowering
 
-CASES = [(name, case) for name in list_methods() for case in method_info(name).cases]
+CASES = [(name, case) for name in gaussian_methods() for case in method_info(name).cases]
 IDS = [f"{name}-{case.options}" for name, case in CASES]
 
 

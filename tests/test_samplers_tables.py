@@ -29,6 +29,7 @@ from pathline.samplers import (
     sample,
 )
 from pathline.samplers import registry as registry_module
+from support.problems import gaussian_methods
 
 
 def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -184,7 +185,7 @@ def test_nothing_is_called_before_a_refusal() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", gaussian_methods())
 def test_saved_table_runs_the_same(method: str, suffix: str, tmp_path: Path) -> None:
     table = build_table(method, make_nodes(LinearPath(), "logsnr", 5))
     file = tmp_path / f"t{suffix}"
@@ -308,7 +309,7 @@ def test_registered_facts(name: str) -> None:
 # --- transforms ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", gaussian_methods())
 def test_denoised_end_is_the_data_prediction(method: str) -> None:
     path = EDMPath()
     nodes = make_nodes(path, "karras", 5, final="path")

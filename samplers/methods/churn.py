@@ -76,9 +76,10 @@ def edm(
         level = nodes.level(i)
         if gamma > 0 and level.signal > 0 and s_min <= _ratio(level) <= s_max:
             raised = nodes.between(-log(_ratio(level) * (1 + gamma)))
-            program.pause(level)
-            x = renoise(program, x, level, raised, s_noise)
-            level = raised
+            if _ratio(raised) > _ratio(level):  # a path has no level above its first
+                program.pause(level)
+                x = renoise(program, x, level, raised, s_noise)
+                level = raised
         x = heun_step(program, x, level, nodes.level(i + 1))
     noisy = gamma > 0 and s_noise != 1.0
     return program.finish(x, law="none: s_noise is not 1" if noisy else "exact")

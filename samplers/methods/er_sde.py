@@ -21,7 +21,8 @@ ER_SDE = Reference(
     venue="arXiv",
     arxiv="2309.06169",
 )
-SCALES: dict[str, Callable[[Array], Array]] = {
+Scale = Callable[[Array], Array]
+SCALES: dict[str, Scale] = {
     "sde5": lambda y: y * (np.exp(y**0.3) + 10.0),
     "sde": lambda y: y**2,
     "ode": lambda y: y,
@@ -60,7 +61,7 @@ def er_sde(nodes: Nodes, *, order: int = 3, variant: str = "sde5") -> Table:
         data = program.query(x, i)
         y = end.noise / end.signal
         before = start.noise / start.signal if start.signal else float("inf")
-        shrink = float(scale(np.float64(y)) / scale(np.float64(before))) if y > 0 and np.isfinite(before) else 0.0
+        shrink = _at(scale, y) / _at(scale, before) if y > 0 and np.isfinite(before) else 0.0
         if variant == "ode" and not np.isfinite(before):
             x = program.let(end.noise / start.noise * x + end.signal * data)
             continue
@@ -75,12 +76,16 @@ def er_sde(nodes: Nodes, *, order: int = 3, variant: str = "sde5") -> Table:
     return program.finish(x)
 
 
+def _at(scale: Scale, y: float) -> float:
+    return float(scale(np.asarray(y)))
+
+
 def _taylor(
     order: int,
     ends: tuple[float, float],
     data: Linear,
     past: list[tuple[float, Linear]],
-    scale: Callable[[Array], Array],
+    scale: Scale,
 ) -> Linear:
     """Terms of D' and D'' over the step, differences taken as published."""
     (y, before), (y1, d1) = ends, past[0]
@@ -89,7 +94,7 @@ def _taylor(
     slope = (1 / (before - y1)) * (data - d1)
     nodes = 0.5 * (before - y) * (_POINTS + 1) + y
     weights = 0.5 * (before - y) * _WEIGHTS / scale(nodes)
-    at_end = float(scale(np.float64(y)))
+    at_end = _at(scale, y)
     total = (y - before + at_end * float(weights.sum())) * slope
     if order == 3 and len(past) > 1:
         y2, d2 = past[1]

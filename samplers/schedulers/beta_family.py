@@ -14,7 +14,8 @@ from pathline.interpolants import DiscretePath, unknown_name
 from ..grids import make_nodes
 from ..nodes import Level
 from ..numerics import Array
-from .family import PREDICTIONS, Family, Request, Schedule, beta_levels, final_type, switched_on, wide
+from .arguments import Request
+from .family import PREDICTIONS, Family, Schedule, beta_levels, final_type, switched_on, wide
 from .settings import Settings
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -28,7 +29,7 @@ class BetaFamily(Family):
     Parameters
     ----------
     config : mapping
-        A scheduler config. `solver_order` marks stock multistep schedulers, whose spacing leaves index 0 out.
+        A scheduler config.
 
     Raises
     ------
@@ -46,7 +47,7 @@ class BetaFamily(Family):
         self.betas = betas_of(config)
         self.alphas_cumprod = torch.cumprod(1.0 - self.betas, dim=0)
         if self.alphas_cumprod[-1] == 0:
-            self.alphas_cumprod[-1] = _SMALLEST
+            self.alphas_cumprod[-1] = min(_SMALLEST, 0.25 * float(self.alphas_cumprod[-2]))
         self.path: DiscretePath = _path(tuple(self.alphas_cumprod.double().tolist()))
         self.prediction = PREDICTIONS[kind]
         self.train_steps = self.path.steps
@@ -68,7 +69,7 @@ class BetaFamily(Family):
             return self.on_grid(settings, request.steps)
         if labels is None and self.convert_kind is not None:
             return self._converted(request.steps)
-        index = np.array(labels) if labels is not None else self._spaced(request.steps)
+        index = np.array(labels) if labels is not None else self._spaced(request)
         return self._from_index(index)
 
     def level(self, sigma: float) -> tuple[float, float, float]:
@@ -97,19 +98,28 @@ class BetaFamily(Family):
         time = 1.0 - (wide(timesteps) + 1.0) / self.train_steps
         return self.path.signal(time), self.path.noise(time)
 
-    def _spaced(self, steps: int) -> Array:
+    def mix(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """(signal, noise) of noise/signal."""
+        signal = torch.rsqrt(1.0 + sigmas.square())
+        return signal, sigmas * signal
+
+    def velocity(self, data: Tensor, noise: Tensor, point: tuple[Tensor, Tensor]) -> Tensor:
+        """The v target signal·noise − noise·data."""
+        return point[0] * noise - point[1] * data
+
+    def _spaced(self, request: Request) -> Array:
         """Training indices as stock schedulers space them, falling."""
-        total = self.train_steps
+        total, steps = self.train_steps, request.steps
         if steps > total:
             raise ValueError(f"num_inference_steps={steps} is not possible; the model has {total} levels")
-        spacing, multistep = self.config["timestep_spacing"], self.config.get("solver_order") is not None
-        count = steps + 1 if multistep else steps
+        spacing = self.config["timestep_spacing"]
+        count = steps + 1 if request.multistep else steps
         if spacing == "trailing":
             return np.round(total - np.arange(steps) * (total / steps)) - 1.0
         if spacing == "linspace":
-            return np.linspace(0, total - 1, count).round()[::-1][:steps]
-        offset = self.config.get("steps_offset") or 0
-        return np.arange(count)[::-1][:steps] * float(total // count) + offset
+            return np.asarray(np.linspace(0, total - 1, count).round()[::-1][:steps], dtype=np.float64)
+        falling = np.arange(count, dtype=np.float64)[::-1][:steps]
+        return np.asarray(falling * (total // count) + request.steps_offset, dtype=np.float64)
 
     def _from_index(self, index: Array) -> Schedule:
         if index.min() < 0 or index.max() > self.train_steps - 1:
@@ -132,7 +142,7 @@ class BetaFamily(Family):
         if not ((sigmas > 0).all() and (np.diff(sigmas) < 0).all() and np.isfinite(sigmas).all()):
             raise ValueError(f"sigmas (noise/signal) must be positive and decrease, got {sigmas.tolist()}")
         scale = (1.0 + sigmas**2) ** -0.5
-        time = np.asarray(self.path.time_at(-np.log(sigmas)))
+        time = np.asarray(self.path.time_at(torch.from_numpy(-np.log(sigmas))))
         smallest = float(np.exp(-self.path.lambda_max))
         end = 0.0 if self.final == "zero" else min(smallest, float(sigmas[-1]))
         return self.closed(scale, sigmas * scale, time, labels, end)

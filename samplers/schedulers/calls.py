@@ -90,7 +90,7 @@ def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
             f"method {table.method!r} adds noise before its first network call, which a diffusers pipeline makes "
             "at the initial latents; use pathline.samplers.sample(...)"
         )
-    calls = []
+    calls = list[Call]()
     for place, after in zip(places, [*places[1:], len(table.rows)], strict=True):
         row = table.rows[place]
         assert row.query is not None
@@ -159,12 +159,12 @@ def correct_from_query(table: Table) -> Table:
 
 def _rebased(terms: Terms, query: int, definition: Terms, outputs: set[int]) -> Terms:
     """`terms` as query + outputs where both have the same part in states and noises, else unchanged."""
-    if any(isinstance(c, np.ndarray) for _, c in (*terms, *definition)):
+    own = {v: c for v, c in terms if not isinstance(c, np.ndarray)}
+    base = {v: c for v, c in definition if not isinstance(c, np.ndarray)}
+    if len(own) < len(terms) or len(base) < len(definition):  # coefficients for each coordinate
         return terms
-    own, base = dict(terms), dict(definition)
     states, base_states = own.keys() - outputs, base.keys() - outputs
-    same = states == base_states and all(abs(own[v] - base[v]) <= _SAME * abs(base[v]) for v in states)
-    if not states or not same:
+    if not states or states != base_states or any(abs(own[v] - base[v]) > _SAME * abs(base[v]) for v in states):
         return terms
     weights = {v: own.get(v, 0.0) - base.get(v, 0.0) for v in [*own, *base] if v in outputs}
-    return ((query, 1.0), *((v, c) for v, c in weights.items() if abs(c) > 0.0))
+    return ((query, 1.0), *((v, c) for v, c in weights.items() if c != 0.0))

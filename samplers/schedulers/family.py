@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,21 +17,15 @@ from pathline.interpolants import GaussianPath
 from ..grids import make_nodes
 from ..nodes import Level, Nodes
 from ..numerics import Array
+from .arguments import Request
 from .settings import Settings
+
+Singles = npt.NDArray[np.float32]
+"""float32, as pipelines see timesteps and sigmas."""
 
 PREDICTIONS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "velocity"}
 FINAL_TYPES = ("zero", "sigma_min")
 _SAME_LEVEL = 1e-6  # sigmas assigned in place come back in float32
-
-
-class Request(NamedTuple):
-    """The arguments of one `set_timesteps` as plain numbers; `shift` is the scheduler's current one."""
-
-    steps: int
-    timesteps: tuple[float, ...] | None
-    sigmas: tuple[float, ...] | None
-    mu: float | None
-    shift: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,12 @@ class Family(ABC):
     sign: float = 1.0
     """Factor that turns a network's output into pathline's `prediction`."""
     train_steps: int
+    clean_sigma: float = 0.0
+    """Public sigma of clean data."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        """Never changes, so copies of a scheduler share it."""
+        return self
 
     @abstractmethod
     def schedule(self, request: Request, settings: Settings) -> Schedule:
@@ -81,13 +82,21 @@ class Family(ABC):
     def training_sigmas(self, shift: float) -> Array:
         """Public sigmas of all N training levels, noisiest first."""
 
-    def timesteps(self, sigmas: Array, labels: Array) -> Array:
+    def timesteps(self, sigmas: Singles, labels: Array) -> Singles:
         """Public float32 timesteps of calls at these public float32 sigmas, whose labels nobody fixed."""
         return labels.astype(np.float32)
 
     @abstractmethod
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(signal, noise) at timesteps of any shape, as float64 tensors (float32 on MPS)."""
+
+    @abstractmethod
+    def mix(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """(signal, noise) of public sigmas."""
+
+    @abstractmethod
+    def velocity(self, data: Tensor, noise: Tensor, point: tuple[Tensor, Tensor]) -> Tensor:
+        """Training target of velocity (flow) or v (betas) networks at `point` = (signal, noise)."""
 
     def call_labels(self, schedule: Schedule, levels: Sequence[Level]) -> Array:
         """Labels of network calls at these levels; between labelled nodes they are interpolated."""

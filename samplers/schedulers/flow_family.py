@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pathline.interpolants import LinearPath, unknown_name
 
-from ..nodes import Level, Nodes
+from ..nodes import Level
 from ..numerics import Array
-from .family import PREDICTIONS, Family, Request, Schedule, beta_levels, final_type, switched_on, wide
+from .arguments import Request
+from .family import PREDICTIONS, Family, Schedule, Singles, beta_levels, final_type, switched_on, wide
 from .settings import Settings
 
 SHIFT_TYPES = ("exponential", "linear")
@@ -38,10 +39,16 @@ class FlowFamily(Family):
             raise unknown_name("prediction_type", str(kind), PREDICTIONS)
         if config.get("time_shift_type", "exponential") not in SHIFT_TYPES:
             raise unknown_name("time_shift_type", str(config.get("time_shift_type")), SHIFT_TYPES)
+        if config.get("stochastic_sampling") and "method" not in (config.get("pathline") or {}):
+            raise ValueError(
+                "stochastic_sampling of the stock flow scheduler is not a method here; name one in 'pathline', such as "
+                "{'method': 'ddim', 'options': {'eta': 1.0}}, or turn it off"
+            )
         self.config = config
         self.path = LinearPath()
         self.prediction = PREDICTIONS[kind]
         self.inverted = bool(config.get("invert_sigmas"))
+        self.clean_sigma = 1.0 if self.inverted else 0.0
         self.sign = -1.0 if self.prediction == "velocity" and not self.inverted else 1.0
         self.train_steps = int(config["num_train_timesteps"])
         self.convert_kind = switched_on(config)
@@ -56,6 +63,8 @@ class FlowFamily(Family):
             Sigmas outside (0, 1] or not decreasing.
         """
         given, labels = request.sigmas, request.timesteps
+        if given is None and labels is not None and labels[-1] == self.train_steps * self.clean_sigma:
+            labels = labels[:-1]
         if settings.grid is not None and labels is None and (given is None or _is_uniform(given)):
             return self.on_grid(settings, len(given) if given is not None else request.steps)
         if given is not None:
@@ -63,7 +72,7 @@ class FlowFamily(Family):
             if not settings.exact_sigmas:
                 sigmas = self.shifted(sigmas, request)
         elif labels is not None:
-            sigmas = self._unlabelled(np.array(labels))  # final labels: a shift would part them from their sigmas
+            sigmas = self._unlabelled(labels)  # final labels: a shift would part them from their sigmas
         else:
             sigmas = self.shifted(self._spaced(request.steps), request)
         _check(sigmas)
@@ -107,18 +116,21 @@ class FlowFamily(Family):
             levels = shift * levels / (1.0 + (shift - 1.0) * levels)
         return 1.0 - levels if self.inverted else levels
 
-    def timesteps(self, sigmas: Array, labels: Array) -> Array:
+    def timesteps(self, sigmas: Singles, labels: Array) -> Singles:
         """N·σ, exactly the float32 product of the public sigmas."""
-        return np.asarray(sigmas * np.float32(self.train_steps))
+        return np.asarray(sigmas * np.float32(self.train_steps), dtype=np.float32)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(1 − σ, σ) with σ = timestep/N."""
-        share = wide(timesteps) / self.train_steps
-        return (share, 1.0 - share) if self.inverted else (1.0 - share, share)
+        return self.mix(wide(timesteps) / self.train_steps)
 
-    def nodes(self, signal: Array, noise: Array, time: Array) -> Nodes:
-        """Nodes by numbers alone: the family is linear, so no path has to be inverted."""
-        return Nodes(signal, noise, time)
+    def mix(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 − σ, σ)."""
+        return (sigmas, 1.0 - sigmas) if self.inverted else (1.0 - sigmas, sigmas)
+
+    def velocity(self, data: Tensor, noise: Tensor, point: tuple[Tensor, Tensor]) -> Tensor:
+        """The target noise − data, the other way round for inverted schedules."""
+        return data - noise if self.inverted else noise - data
 
     def _spaced(self, steps: int) -> Array:
         if steps > self.train_steps:
@@ -128,8 +140,8 @@ class FlowFamily(Family):
             return np.linspace(1.0, lowest, steps + 1)[:-1]
         return np.linspace(1.0, lowest, steps)
 
-    def _unlabelled(self, labels: Array) -> Array:
-        share = labels / self.train_steps
+    def _unlabelled(self, labels: tuple[float, ...]) -> Array:
+        share = np.array(labels) / self.train_steps
         return 1.0 - share if self.inverted else share
 
     def _converted(self, sigmas: Array) -> Array:

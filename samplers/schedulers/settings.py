@@ -13,6 +13,7 @@ from ..registry import method_info
 
 _KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu")
 _COMMON_OPTIONS = ("afs",)
+DEFAULT_METHOD = "dpm++"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Settings:
         Shift used where `use_dynamic_shifting` is on and the pipeline sends no mu.
     """
 
-    method: str = "dpm++"
+    method: str = DEFAULT_METHOD
     options: dict[str, Any] = field(default_factory=dict)
     grid: str | tuple[float, ...] | None = None
     grid_options: dict[str, Any] = field(default_factory=dict)
@@ -46,9 +47,7 @@ class Settings:
     mu: float | None = None
 
 
-def read_settings(
-    given: Mapping[str, Any] | None, defaults: Mapping[str, Any], solver_order: int | None = None
-) -> Settings:
+def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Settings:
     """Check `given` over a class's `defaults`.
 
     Parameters
@@ -57,8 +56,6 @@ def read_settings(
         The config's `pathline` value.
     defaults : mapping
         The same keys, as a named subclass presets them. Its options hold only while its method is kept.
-    solver_order : int, optional
-        Order of a stock multistep scheduler; taken over where `given` names neither method nor order.
 
     Raises
     ------
@@ -70,12 +67,10 @@ def read_settings(
         if key not in _KEYS:
             raise unknown_name("key of the scheduler setting 'pathline'", key, _KEYS)
     merged = {**defaults, **given}
-    info = method_info(str(merged.get("method", "dpm++")))
+    info = method_info(str(merged.get("method", DEFAULT_METHOD)))
     options = dict(given.get("options") or {})
     if info.name == defaults.get("method"):
         options = {**defaults.get("options", {}), **options}
-    if solver_order is not None and "order" in info.options and "order" not in options and "method" not in given:
-        options["order"] = solver_order
     for key in options:
         if key not in info.options and key not in _COMMON_OPTIONS:
             raise unknown_name(f"option of method {info.name!r}", key, [*info.options, *_COMMON_OPTIONS])

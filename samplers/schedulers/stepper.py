@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..combine import Combiner
+from ..combine import Combiner, affine
 from ..keyed_noise import keyed_normal, seed_of
 from ..table import Update
-from .calls import Call, Plan
+from .calls import Plan
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -41,23 +42,26 @@ class StepNoise:
         """
         if self._seeds is None:
             self._seeds = self._settle(generator, len(like))
-        shape, key = like.shape[1:], {"dtype": like.dtype, "device": like.device}
         if len(self._seeds) == 1:
             if self._index is None or len(self._index) != len(like):
                 self._index = torch.arange(self.offset, self.offset + len(like), device=like.device)
-            return keyed_normal(shape, self._seeds[0], self._index, row, slot, **key)
+            return _normal(like, self._seeds[0], self._index, row, slot)
         first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        return torch.cat([keyed_normal(shape, seed, first, row, slot, **key) for seed in self._seeds])
+        return torch.cat([_normal(like, seed, first, row, slot) for seed in self._seeds])
 
     def _settle(self, generator: Generators, batch: int) -> list[int]:
         if generator is None:
-            # a host draw from the global generator, so that torch.manual_seed fixes the run as in stock schedulers
-            return [int(torch.randint(2**62, ()).item()) if self.seed is None else self.seed]
+            # from torch's own generator on the host, so that torch.manual_seed fixes the run as in stock schedulers
+            return [seed_of(torch.default_generator) if self.seed is None else self.seed]
         if isinstance(generator, torch.Generator):
             return [seed_of(generator)]
         if len(generator) not in (1, batch):
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch}; one per image is needed")
         return [seed_of(g) for g in generator]
+
+
+def _normal(like: Tensor, seed: int, index: Tensor, row: int, slot: int) -> Tensor:
+    return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device)
 
 
 class Stepper:
@@ -83,8 +87,14 @@ class Stepper:
         self.index, self._position = index, 0
         self.values: dict[int, Tensor] = {}
         self._returned: Tensor | None = None  # what the pipeline holds; the register itself unless it was rounded
+        self._rounded = False
         self._version: int | None = None
         self._combine: Combiner | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True after the last call."""
+        return self._position == len(self.plan.calls)
 
     @property
     def next_query(self) -> int:
@@ -107,13 +117,13 @@ class Stepper:
         combine = self._combine
         if combine is None:
             combine = self._open(output, sample)
-        elif sample is not self._returned or self._version != _version(sample):
+        elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
         query = values[call.query]
         dtype = output.dtype
         wide = output if dtype == query.dtype else output.to(query.dtype)
-        stored = values[call.output] = _affine(query, wide, *call.convert)
-        data = stored if call.data is None else _affine(query, wide, *call.data) if call.data else None
+        stored = values[call.output] = affine(query, wide, *call.convert)
+        data = stored if call.data is None else affine(query, wide, *call.data) if call.data else None
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
@@ -121,9 +131,10 @@ class Stepper:
         state = values[call.returns]
         for value in call.frees:
             values.pop(value, None)
-        if state.dtype != dtype:
+        self._rounded = state.dtype != dtype
+        if self._rounded:
             state, data = state.to(dtype), data if data is None else data.to(dtype)
-            self._version = _version(state)
+            self._version = changes_of(state)
         self._returned = state
         self._position += 1
         self.index += 1
@@ -132,36 +143,47 @@ class Stepper:
     def _open(self, output: Tensor, sample: Tensor) -> Combiner:
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self._combine = Combiner(sample.device)
-        self.values = {0: sample.to(wide)}
+        self.values[0] = sample.to(wide)
         _update(self.plan.lead, self.values, self._combine)
         return self._combine
 
+    def _touched(self, sample: Tensor) -> bool:
+        """Whether the tensor handed out may have been changed in place; inference tensors do not tell."""
+        return self._version is None or changes_of(sample) != self._version
+
     def _fold(self, sample: Tensor, query: int) -> None:
         """Take the pipeline's edit over; where nothing was edited, the remainder of the rounding is kept."""
-        state = self.values[query]
-        if sample.dtype == state.dtype or sample.shape != state.shape:
-            self.values[query] = sample.to(state.dtype)
+        state, wide = self.values[query], self.values[query].dtype
+        handed = state if self._returned is None else state.to(self._returned.dtype).to(sample.dtype)
+        if handed is state or sample.shape != state.shape:
+            self.values[query] = sample.to(wide)
         else:
-            self.values[query] = state + (sample.to(state.dtype) - state.to(sample.dtype).to(state.dtype))
+            self.values[query] = state + (sample.to(wide) - handed.to(wide))
+
+
+def changes_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None where it does not tell, 0 while a compiler traces the loop."""
+    if torch.compiler.is_compiling():
+        return 0
+    return None if tensor.is_inference() else tensor._version
+
+
+class LiveRegisters(list[Tensor | None]):
+    """The registers alive besides the next query; an entry that is replaced is replaced in the run.
+
+    Some video pipelines cut frames off their latents in mid-run and do the same to a scheduler's history.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._keys = [key for key in stepper.values if key != stepper.next_query]
+        super().__init__(stepper.values[key] for key in self._keys)
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        super().__setitem__(place, value)
+        self._stepper.values[self._keys[place]] = value
 
 
 def _update(updates: Iterable[Update], values: dict[int, Tensor], combine: Combiner) -> None:
     for target, terms in updates:
         values[target] = combine(terms, values)
-
-
-def _affine(query: Tensor, output: Tensor, on_query: float, on_output: float) -> Tensor:
-    """on_query·query + on_output·output in as few passes as possible."""
-    if on_query == 0.0:
-        return output if on_output == 1.0 else output * on_output
-    if on_query == 1.0:
-        return torch.add(query, output, alpha=on_output)
-    return (query * on_query).add_(output, alpha=on_output)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Counts changes in place; tensors made in inference mode have no counter, and are always folded in."""
-    return None if tensor.is_inference() else tensor._version
-
-
-__all__ = ["Call", "Generators", "StepNoise", "Stepper"]

@@ -9,7 +9,25 @@ import torch
 from torch import Tensor
 
 from pathline.interpolants import GaussianPath, VPPath
-from pathline.samplers import Case, Hook, Level, Nodes, RunState, Table, build_table, propagate, run
+from pathline.samplers import (
+    Case,
+    Hook,
+    Level,
+    Nodes,
+    RunState,
+    Table,
+    build_table,
+    list_methods,
+    method_info,
+    propagate,
+    run,
+)
+
+
+def gaussian_methods() -> list[str]:
+    """Registered methods that run on any Gaussian path (bridges have tests of their own)."""
+    return [name for name in list_methods() if not method_info(name).requires]
+
 
 LAM_RANGE = (-0.3, 0.35)
 PATH = VPPath()
@@ -118,8 +136,6 @@ def end_error(method: str, case: Case, steps: int, exact_history: int) -> float:
 
 def without_lowering(method: str, nodes: Nodes, options: dict[str, object]) -> Table:
     """The method without order lowering at the end, where it has that option."""
-    from pathline.samplers import method_info
-
     if "lower_order_final" in method_info(method).options:
         options = {"lower_order_final": False, **options}
     return build_table(method, nodes, **options)

@@ -1,0 +1,72 @@
+"""The arguments of `set_timesteps` and `step`, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+_HARMLESS = {"eta": (0.0, None), "use_clipped_model_output": (False, None)}  # what DDIMPipeline always passes
+
+
+class Request(NamedTuple):
+    """One `set_timesteps` in plain numbers: its lists, and what the config adds.
+
+    `multistep` marks the config of a stock multistep scheduler, whose spacing leaves training index 0 out.
+    """
+
+    steps: int
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    mu: float | None = None
+    shift: float = 1.0
+    steps_offset: int = 0
+    multistep: bool = False
+
+
+def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:
+    """The arguments of `set_timesteps`, checked; a trailing sigma 0 is dropped, with its timestep.
+
+    Raises
+    ------
+    ValueError
+        No size, lists of different lengths, fewer than one step, or entries that are not finite.
+    """
+    labels, levels = _numbers("timesteps", timesteps), _numbers("sigmas", sigmas)
+    if levels is not None and len(levels) > 1 and levels[-1] == 0.0:
+        if labels is not None and len(labels) == len(levels):
+            labels = labels[:-1]
+        levels = levels[:-1]
+    if labels is not None and levels is not None and len(labels) != len(levels):
+        raise ValueError(f"timesteps and sigmas have {len(labels)} and {len(levels)} entries; they must agree")
+    given = levels if levels is not None else labels
+    if given is None and steps is None:
+        raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
+    count = int(steps or 0) if given is None else len(given)
+    if count < 1:
+        raise ValueError(f"num_inference_steps={steps!r} is not possible; at least 1 step is needed")
+    return Request(count, labels, levels)
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    flat = np.asarray(values, dtype=np.float64)
+    if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
+        raise ValueError(f"{name} must be a non-empty list of finite numbers, got {values!r}")
+    return tuple(flat.tolist())
+
+
+def refuse_arguments(kwargs: Mapping[str, Any], per_token_timesteps: Tensor | None) -> None:
+    """Raise for arguments of other schedulers, unless they carry the value that changes nothing."""
+    if per_token_timesteps is not None:
+        raise ValueError("per_token_timesteps: every token of a sample must have the same time in this scheduler")
+    for key, value in kwargs.items():
+        if key not in _HARMLESS or value not in _HARMLESS[key]:
+            raise ValueError(
+                f"step does not take {key}={value!r}; stochasticity and other settings go into the config's 'pathline'"
+            )

@@ -1,0 +1,399 @@
+"""The general scheduler: any registered method in a diffusers pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from ..nodes import Nodes
+from ..table import Table
+from ..wrappers import is_flow
+from .arguments import Request, read_request, refuse_arguments
+from .beta_family import BetaFamily
+from .compiled import Compiled
+from .conversion import complete_config, stock_classes, with_stock_solver
+from .family import Family
+from .flow_family import FlowFamily
+from .forward import ForwardProcess
+from .settings import Settings, read_settings
+from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
+
+_CACHED_REQUESTS = 8
+
+
+@dataclass
+class PathlineSchedulerOutput(BaseOutput):
+    """What `step` returns.
+
+    Attributes
+    ----------
+    prev_sample : Tensor
+        State at which the network is called next; after the last call the sample.
+    pred_original_sample : Tensor or None
+        Data prediction; None where the network's output does not determine it.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
+    """Any method of `list_methods()` as a diffusers scheduler, for flow models and for schedules with betas.
+
+    The family follows the config: `prediction_type="flow_prediction"` (the default) or `use_flow_sigmas` mean a
+    flow model, everything else a schedule with betas. Use `from_config(other_scheduler.config, pathline={...})`
+    to take the training schedule of any stock scheduler over.
+
+    Parameters
+    ----------
+    num_train_timesteps, shift, use_dynamic_shifting, ... : as in FlowMatchEulerDiscreteScheduler
+    use_flow_sigmas, flow_shift : as in stock multistep schedulers; with the first on, the second is the shift
+    beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, timestep_spacing : as in stock
+        schedulers with betas; unused by flow models
+    prediction_type : {"flow_prediction", "epsilon", "sample", "v_prediction"}
+    final_sigmas_type : {"zero", "sigma_min"}
+    pathline : dict, optional
+        {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu"}, see `Settings`.
+
+    Raises
+    ------
+    ValueError
+        Unknown names, each with the nearest valid ones, and contradictory switches.
+    """
+
+    order = 1  # one entry of timesteps for each network call, also within a step of several calls
+    default_pathline: ClassVar[Mapping[str, Any]] = {}
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        *,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+        prediction_type: str = "flow_prediction",
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        timestep_spacing: str = "leading",
+        final_sigmas_type: str = "zero",
+        pathline: dict[str, Any] | None = None,
+    ) -> None:
+        # Stock classes drop keys that a source left at its defaults: their defaults are not these.
+        self._internal_dict = FrozenDict({k: v for k, v in self.config.items() if k != "_use_default_values"})
+        config = self.config
+        self._settings: Settings = read_settings(pathline, self.default_pathline)
+        self._family: Family = FlowFamily(config) if is_flow(config) else BetaFamily(config)
+        self._cache: OrderedDict[Request, Compiled] = OrderedDict()
+        self._shift = float(flow_shift if use_flow_sigmas else shift)
+        self._seed, self._offset = self._settings.seed, 0
+        self._told = False
+        if isinstance(self._family, BetaFamily):
+            self.betas = self._family.betas
+            self.alphas = 1.0 - self.betas
+            self.alphas_cumprod = self._family.alphas_cumprod
+            self.final_alpha_cumprod = torch.tensor(1.0)
+        self.init_noise_sigma = 1.0
+        self._show_training_levels()
+        self._compiled: Compiled | None = None
+        self.num_inference_steps: int | None = None
+        self.pred_original_sample: Tensor | None = None
+        self._reset()
+
+    # --- configuration ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers, from the config of any stock scheduler of the two families or of one of ours.
+
+        Raises
+        ------
+        ValueError
+            The config belongs to a scheduler of another kind (EDM, VE, vector-quantised).
+        """
+        if isinstance(config, Mapping):
+            config = complete_config(config)
+            kwargs = with_stock_solver(config, kwargs, cls.default_pathline)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        ours = [PathlineScheduler, *PathlineScheduler.__subclasses__()]
+        return [*ours, *stock_classes()]
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    @property
+    def shift(self) -> float:
+        """Shift of a flow schedule, for the next `set_timesteps`."""
+        return self._shift
+
+    def set_shift(self, shift: float) -> None:
+        """Set the shift of a flow schedule for the next `set_timesteps`."""
+        self._shift = float(shift)
+
+    def set_seed(self, seed: int | None) -> None:
+        """Key of the noise of the next runs; None draws a new one for every run from torch's generator."""
+        self._seed = seed
+
+    def set_sample_offset(self, offset: int) -> None:
+        """Global index of the first sample of the next batches, so that a split batch gets the same noise."""
+        self._offset = int(offset)
+
+    @property
+    def table(self) -> Table:
+        """The table of the current timesteps, the one that `pathline.samplers.sample` would run."""
+        return self._ready().table
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of the current timesteps."""
+        return self._ready().schedule.nodes
+
+    # --- timesteps ----------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Compile the run.
+
+        Parameters
+        ----------
+        num_inference_steps : int, optional
+            Number of steps; may be left out where a list is given.
+        device : torch device, optional
+        timesteps : sequence of float, optional
+            Labels of the steps, falling. For flow models they are N·σ and used unshifted; together with
+            `sigmas` they are labels only.
+        sigmas : sequence of float, optional
+            Levels of the steps, with or without the terminal 0. For flow models they are shifted, unless the
+            config's `pathline` has exact_sigmas; for schedules with betas they are noise/signal.
+        mu : float, optional
+            Shift for `use_dynamic_shifting`.
+
+        Raises
+        ------
+        ValueError
+            Contradictory lengths, levels out of range or order, or a method that cannot run on them.
+        """
+        if kwargs:
+            raise ValueError(
+                f"set_timesteps does not know {', '.join(kwargs)}; settings go into the config's 'pathline'"
+            )
+        request = read_request(num_inference_steps, timesteps, sigmas)._replace(
+            mu=self._mu(mu),
+            shift=self._shift,
+            steps_offset=int(self.config.get("steps_offset") or 0),
+            multistep=self.config.get("solver_order") is not None,
+        )
+        if request not in self._cache:
+            self._cache[request] = Compiled.build(
+                self._family, self._family.schedule(request, self._settings), self._settings
+            )
+            if len(self._cache) > _CACHED_REQUESTS:
+                self._cache.popitem(last=False)
+        self._show(self._cache[request], device)
+        self.num_inference_steps = request.steps
+        self._reset()
+
+    def _mu(self, mu: float | None) -> float | None:
+        if mu is not None or not self.config.use_dynamic_shifting or not isinstance(self._family, FlowFamily):
+            return None if mu is None else float(mu)
+        if not self._told:
+            self._told = True
+            used = f"the static shift {self._shift:g}" if self._settings.mu is None else f"mu={self._settings.mu:g}"
+            warnings.warn(
+                f"use_dynamic_shifting is on, but no mu was given; {used} of the config is used", stacklevel=3
+            )
+        return self._settings.mu
+
+    def _show(self, compiled: Compiled, device: str | torch.device | None) -> None:
+        self._compiled = compiled
+        with torch.inference_mode(False):  # so that both count their changes in place
+            self.timesteps = torch.tensor(compiled.timesteps, device=device)
+            self.sigmas = torch.tensor(compiled.sigmas, device=device)
+        self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
+
+    def _show_training_levels(self) -> None:
+        sigmas = self._family.training_sigmas(self._shift).astype(np.float32)
+        labels = np.arange(self._family.train_steps, dtype=np.float64)[::-1]
+        self.timesteps = torch.tensor(self._family.timesteps(sigmas, labels))
+        self.sigmas = torch.tensor(np.append(sigmas, np.float32(self._family.clean_sigma)))
+        self.sigma_max, self.sigma_min = float(sigmas[0]), float(sigmas[-1])
+
+    def _reset(self) -> None:
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._stepper: Stepper | None = None
+        self._led: tuple[Tensor, Tensor] | None = None  # latents before and after an analytic first step
+        self.pred_original_sample = None
+
+    def _ready(self) -> Compiled:
+        if self._compiled is None:
+            raise ValueError("call set_timesteps before the run")
+        return self._compiled
+
+    # --- position -----------------------------------------------------------------------------------------
+
+    @property
+    def step_index(self) -> int | None:
+        """Number of the next call; None before the first one."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Call that the run begins with, where the pipeline has set it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at this entry of `timesteps`: from there on it is a fresh run.
+
+        Raises
+        ------
+        ValueError
+            There is no such entry.
+        """
+        self._begin_index = int(begin_index)
+        if self._compiled is not None:
+            self._compiled.plan(self._begin_index)  # compiled here, outside the loop
+
+    @property
+    def model_outputs(self) -> list[Tensor | None]:
+        """Registers alive besides the state: past outputs, and earlier states; entries may be replaced."""
+        return LiveRegisters(self._stepper) if self._stepper is not None else [None]
+
+    @property
+    def last_sample(self) -> None:
+        """Always None: earlier states are among `model_outputs`."""
+        return None
+
+    @last_sample.setter
+    def last_sample(self, value: Tensor | None) -> None:
+        if value is not None:
+            raise ValueError("last_sample is not kept; replace the entries of model_outputs")
+
+    def _enter(self, timestep: Any) -> Stepper:
+        """Start the run, or start it again where the position was changed from outside."""
+        compiled = self._ready()
+        if self.sigmas is not self._sigmas_shown[0] or changes_of(self.sigmas) != self._sigmas_shown[1]:
+            compiled = self._obey_sigmas(compiled)
+        index = self._step_index if self._step_index is not None else self._begin_index
+        if index is None:
+            index = compiled.find(timestep, self.timesteps)
+        plan = compiled.plan(index)
+        if plan.lead and self._led is None:
+            raise RuntimeError(
+                "the analytic first step (afs) moves the latents before the first network call, so the pipeline must "
+                "pass them through scale_model_input, and this one does not; leave afs out"
+            )
+        self._step_index = index
+        self._stepper = Stepper(plan, index, StepNoise(self._seed, self._offset))
+        return self._stepper
+
+    def _obey_sigmas(self, compiled: Compiled) -> Compiled:
+        """A terminal sigma that the pipeline assigned in place."""
+        given = self.sigmas.detach().cpu().double().numpy()
+        if given.shape != compiled.sigmas.shape or not np.array_equal(
+            given[:-1].astype(np.float32), compiled.sigmas[:-1]
+        ):
+            raise ValueError(
+                "only the last sigma may be changed in place; pass the others to set_timesteps(sigmas=...)"
+            )
+        schedule = self._family.with_terminal(compiled.schedule, float(given[-1]))
+        self._compiled = compiled = Compiled.build(self._family, schedule, self._settings)
+        self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
+        return compiled
+
+    # --- the run ------------------------------------------------------------------------------------------
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself; before the first call of a run with an analytic first step, its outcome."""
+        if self._stepper is not None or self._compiled is None or self._begin_index:
+            return sample
+        plan = self._compiled.plan(0)
+        if not plan.lead:
+            return sample
+        led = Stepper(plan, 0, StepNoise(0, 0)).lead(sample)
+        self._led = (sample, led)
+        return led
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
+        **kwargs: Any,
+    ) -> PathlineSchedulerOutput | tuple[Tensor, Tensor | None]:
+        """Take one network output and return the state of the next call.
+
+        Parameters
+        ----------
+        model_output : Tensor (B, ...)
+            In the config's prediction type.
+        timestep : float or Tensor
+            Looked at in the first step only, and there only where `set_begin_index` was not called.
+        sample : Tensor (B, ...)
+            What the last step returned, edited or not; for the first step the initial latents.
+        generator : torch.Generator or list of them, optional
+            Seeds the noise of this run, instead of the seed of the config.
+        return_dict : bool
+
+        Returns
+        -------
+        PathlineSchedulerOutput or (prev_sample, pred_original_sample), in the dtype of `model_output`
+
+        Raises
+        ------
+        ValueError
+            Before `set_timesteps`, past the last step, or with arguments that do not apply.
+        """
+        if kwargs or per_token_timesteps is not None:
+            refuse_arguments(kwargs, per_token_timesteps)
+        stepper = self._stepper
+        if stepper is None or stepper.index != self._step_index:
+            stepper = self._enter(timestep)
+            if self._led is not None and sample is self._led[1]:
+                sample = self._led[0]
+        previous, data = stepper.advance(model_output, sample, generator)
+        self._step_index = stepper.index
+        self.pred_original_sample = data
+        if stepper.finished:
+            self._stepper = None
+        if not return_dict:
+            return previous, data
+        return PathlineSchedulerOutput(prev_sample=previous, pred_original_sample=data)

@@ -1,0 +1,113 @@
+"""Everything that one `set_timesteps` fixes: schedule, table, plans for every start, public lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..nodes import Nodes
+from ..registry import build_table
+from ..table import Table
+from .calls import Plan, compile_plan
+from .family import Family, Schedule, Singles
+from .late_start import full_table, late_table
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled run.
+
+    Attributes
+    ----------
+    table : Table
+        What `pathline.samplers.sample` would run on the same nodes.
+    timesteps, sigmas : float32 arrays
+        One entry for each network call, and the terminal sigma.
+    """
+
+    family: Family
+    schedule: Schedule
+    settings: Settings
+    table: Table
+    timesteps: Singles
+    sigmas: Singles
+    plans: dict[int, Plan] = field(default_factory=dict)
+
+    @staticmethod
+    def build(family: Family, schedule: Schedule, settings: Settings) -> Compiled:
+        """Compile the method on the schedule.
+
+        Raises
+        ------
+        ValueError
+            The method cannot run on these nodes, with this kind of network, or in a pipeline at all.
+        """
+        table = full_table(_builder(settings), schedule)
+        plan = compile_plan(table, family.prediction, family.sign)
+        levels = [call.level for call in plan.calls]
+        sigmas = np.array([family.sigma(level) for level in (*levels, table.end)]).astype(np.float32)
+        labels = family.call_labels(schedule, levels)
+        timesteps = family.timesteps(sigmas[:-1], labels) if schedule.labels is None else labels.astype(np.float32)
+        return Compiled(family, schedule, settings, table, timesteps, sigmas, {0: plan})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        """Compiled runs never change, so copies of a scheduler share them."""
+        return self
+
+    def plan(self, index: int) -> Plan:
+        """The plan of a run that begins at this call.
+
+        Raises
+        ------
+        ValueError
+            There is no such call.
+        """
+        if index not in self.plans:
+            calls = self.plans[0].calls
+            if not 0 <= index < len(calls):
+                raise ValueError(
+                    f"call {index} is not possible, this run has {len(calls)} calls (0 to {len(calls) - 1}); "
+                    "call set_timesteps for a new run"
+                )
+            options = {key: value for key, value in self.settings.options.items() if key != "afs"}
+            build = _builder(replace(self.settings, options=options))  # an analytic first step is for pure noise
+            table = late_table(build, self.schedule, [call.level for call in calls[index:]])
+            self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign)
+        return self.plans[index]
+
+    def find(self, timestep: Any, shown: Tensor) -> int:
+        """The call that a timestep belongs to.
+
+        An entry of the timesteps shown to the pipeline is recognised by its place in memory, which needs no read
+        from the device; anything else is compared by value, the first of equal entries counting.
+
+        Raises
+        ------
+        ValueError
+            An integer that is an index of the timesteps and nowhere near any of their values.
+        """
+        if isinstance(timestep, Tensor):
+            same = timestep.numel() and timestep.untyped_storage().data_ptr() == shown.untyped_storage().data_ptr()
+            if same and timestep.dtype == shown.dtype:
+                return int(timestep.storage_offset() - shown.storage_offset())
+            whole = not timestep.is_floating_point()
+            value = float(timestep.reshape(-1)[0])
+        else:
+            whole, value = isinstance(timestep, int), float(timestep)
+        distance = np.abs(self.timesteps - np.float32(value))
+        nearest = int(np.argmin(distance))
+        if whole and distance[nearest] > 0.5 and 0 <= value < len(self.timesteps):
+            raise ValueError(
+                f"timestep {int(value)} is an index, not a time; pass the entries of scheduler.timesteps "
+                f"({self.timesteps[0]:g} to {self.timesteps[-1]:g})"
+            )
+        return nearest
+
+
+def _builder(settings: Settings) -> Callable[[Nodes], Table]:
+    return lambda nodes: build_table(settings.method, nodes, **settings.options)

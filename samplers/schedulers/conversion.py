@@ -1,0 +1,97 @@
+"""Configs of stock schedulers as configs of ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+
+from ..registry import method_info
+from ..wrappers import is_flow
+from .settings import DEFAULT_METHOD
+
+_FLOW_KEYS = ("shift", "base_shift", "time_shift_type")
+_STOCK_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_STOCK = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
+
+
+def stock_classes() -> list[type]:
+    """Stock schedulers whose configs can be taken over; those this version of diffusers lacks are left out."""
+    found = [getattr(diffusers, name, None) for name in (*_STOCK, *_STOCK_FLOW)]
+    return [cls for cls in found if inspect.isclass(cls)]
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with everything explicit that its own class takes for granted.
+
+    Diffusers drops keys that the source left at their defaults, and configs stored by old versions lack keys; the
+    defaults of the source's class are meant, which need not be ours. A flow shift becomes the shift.
+
+    Raises
+    ------
+    ValueError
+        The config belongs to a scheduler of neither family.
+    """
+    full = {key: value for key, value in config.items() if key != "_use_default_values"}
+    if "pathline" not in full:
+        source = getattr(diffusers, str(full.get("_class_name")), None)
+        if inspect.isclass(source) and issubclass(source, diffusers.SchedulerMixin):
+            full = {**_defaults(source), **full}
+        _check_family(full)
+        if "beta_schedule" in full:  # schedulers older than the key predict the noise
+            full.setdefault("prediction_type", "epsilon")
+    if full.get("use_flow_sigmas"):
+        full.setdefault("shift", full.get("flow_shift", 1.0))
+    return full
+
+
+def with_stock_solver(
+    config: Mapping[str, Any], kwargs: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`kwargs` of `from_config` with the order of a stock multistep scheduler's `solver_order`.
+
+    It counts only where the class, and not the user, chooses the method.
+    """
+    order, given = config.get("solver_order"), dict(kwargs.get("pathline") or {})
+    if order is None or "pathline" in config or "method" in given:
+        return dict(kwargs)
+    if "order" in method_info(defaults.get("method", DEFAULT_METHOD)).options:
+        given["options"] = {"order": order, **(given.get("options") or {})}
+    return {**kwargs, "pathline": given} if given else dict(kwargs)
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _check_family(config: Mapping[str, Any]) -> None:
+    known = is_flow(config) or any(key in config for key in ("beta_schedule", *_FLOW_KEYS))
+    known = known or ("prediction_type" in config and "sigma_data" not in config)
+    foreign = [key for key in config if not key.startswith("_") and key != "num_train_timesteps"]
+    name = config.get("_class_name", "this scheduler")
+    if not known and foreign:
+        raise ValueError(
+            f"the config of {name} describes neither a flow model nor a schedule with betas (its keys: "
+            f"{', '.join(sorted(foreign))}); build the nodes yourself and use pathline.samplers.sample(...)"
+        )
+    if config.get("snr_shift_scale", 1.0) != 1.0:
+        raise ValueError(
+            f"the config of {name} rescales its schedule (snr_shift_scale), which only the "
+            "pipelines of that model use; build the path yourself and use pathline.samplers.sample(...)"
+        )

@@ -1,0 +1,53 @@
+"""The forward process at given timesteps: image-to-image, in-painting and training read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .compiled import Compiled
+    from .family import Family
+
+
+class ForwardProcess:
+    """`add_noise`, `scale_noise` and `get_velocity`, each at the level of the timesteps given."""
+
+    _family: Family
+    _compiled: Compiled | None
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """signal·data + noise·ε; timesteps of shape () or (B,)."""
+        signal, level = self._levels(timesteps, original_samples)
+        return (signal * original_samples + level * noise).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor | None = None) -> Tensor:
+        """`add_noise` with the argument order of flow schedulers.
+
+        Raises
+        ------
+        ValueError
+            Without noise.
+        """
+        if noise is None:
+            raise ValueError("scale_noise needs the noise to mix in")
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Training target at data `sample`: noise − data for flow models, v = signal·ε − noise·data with betas."""
+        return self._family.velocity(sample, noise, self._levels(timesteps, sample)).to(sample.dtype)
+
+    def _levels(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        times = torch.as_tensor(timesteps).to(like.device)
+        compiled = self._compiled
+        if compiled is None or compiled.schedule.labels is None:
+            signal, level = self._family.forward(times)
+        else:  # labels that someone set apart from the sigmas: the nearest one counts
+            shown = torch.as_tensor(compiled.timesteps, device=like.device)
+            place = (shown[:, None] - times.reshape(1, -1)).abs().argmin(0).reshape(times.shape)
+            signal, level = self._family.mix(torch.as_tensor(compiled.sigmas, device=like.device)[place])
+        wide = torch.promote_types(like.dtype, torch.float32)
+        shape = (-1,) + (1,) * (like.ndim - 1) if times.ndim else ()
+        return signal.to(wide).reshape(shape), level.to(wide).reshape(shape)

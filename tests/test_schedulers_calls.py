@@ -1,0 +1,165 @@
+"""Call forms, members and refusals that pipelines rely on."""
+
+import ast
+import copy
+import inspect
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pathline.samplers.schedulers import DDIMScheduler, PathlineScheduler
+from support.schedulers import BETAS, latents, make
+
+
+def helper_of_the_pipelines() -> Any:
+    """`retrieve_timesteps` as the Flux pipeline has it, whose module needs libraries that are not used here."""
+    folder = find_spec("diffusers").submodule_search_locations[0]
+    tree = ast.parse((Path(folder) / "pipelines" / "flux" / "pipeline_flux.py").read_text())
+    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "retrieve_timesteps"]
+    space: dict[str, Any] = {"torch": torch, "inspect": inspect}
+    exec(compile(ast.Module(wanted, []), "pipeline_flux.py", "exec"), space)
+    return space["retrieve_timesteps"]
+
+
+def test_every_call_form_of_set_timesteps_through_the_helper_of_the_pipelines() -> None:
+    retrieve_timesteps = helper_of_the_pipelines()
+    n, sigmas = 6, np.linspace(1.0, 1 / 6, 6)
+    times = (sigmas * 1000).tolist()
+    for config in ({}, {"use_dynamic_shifting": True}):
+        mu = {"mu": 0.7} if config else {}
+        scheduler = PathlineScheduler(**config)
+        for lists in (
+            {},
+            {"sigmas": sigmas},
+            {"sigmas": sigmas.tolist()},
+            {"sigmas": torch.tensor(sigmas)},
+            {"timesteps": times},
+        ):
+            count = None if lists else n
+            shown, number = retrieve_timesteps(scheduler, count, "cpu", **lists, **mu)
+            assert number == n
+            assert shown is scheduler.timesteps
+            assert torch.equal(shown, scheduler.sigmas[:-1] * 1000) or "timesteps" in lists
+        with_zero = np.append(sigmas, 0.0)
+        scheduler.set_timesteps(n, "cpu", times, sigmas, **mu)
+        expected = scheduler.sigmas.clone()
+        scheduler.set_timesteps(sigmas=with_zero, **mu)
+        assert torch.equal(scheduler.sigmas, expected)
+    assert {"timesteps", "sigmas", "mu"} <= set(inspect.signature(scheduler.set_timesteps).parameters)
+
+
+def test_exact_sigmas_are_bit_exact() -> None:
+    given = torch.rand(9, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
+    scheduler = PathlineScheduler(shift=3.0, pathline={"exact_sigmas": True})
+    scheduler.set_timesteps(sigmas=given)
+    assert torch.equal(scheduler.sigmas[:-1], given)
+    assert torch.equal(scheduler.timesteps, given * 1000)
+    labels = (given * 900).tolist()
+    scheduler.set_timesteps(sigmas=given, timesteps=labels)
+    assert torch.equal(scheduler.sigmas[:-1], given)
+    assert torch.equal(scheduler.timesteps, torch.tensor(labels))
+    by_label = scheduler.add_noise(torch.zeros(2, 3), torch.ones(2, 3), scheduler.timesteps[[2, 5]])
+    assert torch.equal(by_label[:, 0], given[[2, 5]])
+
+
+def test_given_timesteps_are_levels_of_their_own() -> None:
+    scheduler = PathlineScheduler(shift=3.0)
+    scheduler.set_timesteps(timesteps=[1000.0, 600.0, 250.0])
+    assert scheduler.timesteps.tolist() == [1000.0, 600.0, 250.0]
+    torch.testing.assert_close(scheduler.sigmas, torch.tensor([1.0, 0.6, 0.25, 0.0]))
+    betas = PathlineScheduler(**BETAS)
+    betas.set_timesteps(timesteps=[999, 500, 24])
+    assert betas.timesteps.tolist() == [999.0, 500.0, 24.0]
+    betas.set_timesteps(sigmas=[5.0, 1.0, 0.1, 0.0])
+    assert betas.sigmas.tolist() == torch.tensor([5.0, 1.0, 0.1, 0.0]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "message"),
+    [
+        ("flow", {}, "needs num_inference_steps"),
+        ("flow", {"num_inference_steps": 0}, "at least 1 step"),
+        ("flow", {"num_inference_steps": 2000}, "levels"),
+        ("flow", {"sigmas": [0.5, 0.7]}, "must decrease"),
+        ("flow", {"sigmas": [80.0, 1.0]}, r"lie in \(0, 1\]"),
+        ("flow", {"sigmas": [1.0, float("nan")]}, "finite"),
+        ("flow", {"sigmas": [1.0, 0.5], "timesteps": [1000.0]}, "2 entries|they must agree"),
+        ("flow", {"num_inference_steps": 3, "strength": 0.5}, "strength"),
+        ("betas", {"num_inference_steps": 1001}, "levels"),
+        ("betas", {"timesteps": [1000]}, "levels 0 to 999"),
+        ("betas", {"timesteps": [10, 20]}, "must decrease"),
+        ("betas", {"sigmas": [1.0, 2.0]}, "decrease"),
+    ],
+)
+def test_impossible_timesteps_are_refused(family: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(family).set_timesteps(**arguments)
+
+
+def test_arguments_that_do_not_apply_are_refused() -> None:
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(3)
+    x = latents()
+    scheduler.step(x, scheduler.timesteps[0], x, eta=0.0, use_clipped_model_output=None)
+    with pytest.raises(ValueError, match=r"eta=0\.5"):
+        scheduler.step(x, scheduler.timesteps[1], x, eta=0.5)
+    with pytest.raises(ValueError, match="s_noise"):
+        scheduler.step(x, scheduler.timesteps[1], x, s_noise=1.1)
+    with pytest.raises(ValueError, match="per_token_timesteps"):
+        scheduler.step(x, scheduler.timesteps[1], x, per_token_timesteps=torch.ones(2, 3))
+
+
+def test_members_that_pipelines_read() -> None:
+    flow, betas = PathlineScheduler(shift=2.0), PathlineScheduler(**BETAS)
+    for scheduler in (flow, betas):
+        assert scheduler.num_inference_steps is None
+        assert scheduler.init_noise_sigma == 1.0
+        assert len(scheduler) == 1000
+        assert len(scheduler.timesteps) == 1000
+        assert len(scheduler.sigmas) == 1001
+        x = latents()
+        assert scheduler.scale_model_input(x, 3.0) is x
+        scheduler.set_timesteps(7)
+        assert scheduler.num_inference_steps == 7
+        assert scheduler.timesteps.dtype == scheduler.sigmas.dtype == torch.float32
+        assert bool((scheduler.timesteps.diff() < 0).all())
+        assert scheduler.begin_index is None
+        tuple_out = copy.deepcopy(scheduler).step(x, scheduler.timesteps[0], x, return_dict=False)
+        named = scheduler.step(x, scheduler.timesteps[0], x)
+        assert torch.equal(tuple_out[0], named.prev_sample)
+        assert torch.equal(tuple_out[1], named.pred_original_sample)
+    assert not hasattr(flow, "betas")
+    assert not hasattr(flow, "alphas_cumprod")
+    assert betas.betas.shape == betas.alphas_cumprod.shape == (1000,)
+    assert flow.shift == 2.0
+    flow.set_shift(4.0)
+    flow.set_timesteps(7)
+    plain = np.linspace(1, 0.001, 7)
+    np.testing.assert_allclose(flow.sigmas[:-1], 4 * plain / (1 + 3 * plain), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_process_uses_the_level_of_the_timestep(dtype: torch.dtype) -> None:
+    data, noise = latents(1).to(dtype), latents(2).to(dtype)
+    flow, betas = PathlineScheduler(), PathlineScheduler(**BETAS)
+    t = torch.tensor([250.0, 731.0])
+    sigma = (t / 1000).reshape(2, 1, 1, 1)
+    mixed = flow.add_noise(data, noise, t)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed.float(), (1 - sigma) * data.float() + sigma * noise.float(), rtol=1e-2, atol=1e-2)
+    assert torch.equal(mixed, flow.scale_noise(data, t, noise))
+    torch.testing.assert_close(flow.get_velocity(data, noise, t), noise - data)
+    index = torch.tensor([250, 731])
+    signal = betas.alphas_cumprod[index].sqrt().reshape(2, 1, 1, 1)
+    level = (1 - betas.alphas_cumprod[index]).sqrt().reshape(2, 1, 1, 1)
+    tolerance = {"rtol": 1e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(betas.add_noise(data, noise, index).float(), signal * data + level * noise, **tolerance)
+    torch.testing.assert_close(
+        betas.get_velocity(data, noise, index).float(), signal * noise - level * data, **tolerance
+    )
+    with pytest.raises(ValueError, match="needs the noise"):
+        flow.scale_noise(data, t)
