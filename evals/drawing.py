@@ -1,0 +1,42 @@
+"""Samples of a source as a PNG grid or an .npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pathline.training import save_preview
+
+from .images import save_samples
+from .runners import run_cell, table_of
+from .settings import SweepSettings
+from .sources import open_source
+
+
+def draw_samples(settings: SweepSettings, count: int, out: Path, progress: bool = True) -> float:
+    """Draw ``count`` samples of the first cell of ``settings``, write them, return counted evaluations per sample.
+
+    Raises
+    ------
+    ValueError
+        If the file is neither .png nor .npz, or the samples are not images.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"samples are written to .png or .npz, got {out.name!r}")
+    source = open_source(settings.source, settings.device)
+    if len(source.shape) != 3 or source.shape[0] not in (1, 3):
+        raise ValueError(f"{source.name} makes samples of shape {source.shape}, which are not images")
+    cell = next(settings.cells())
+    table_of(source, cell)
+    if progress:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=settings.samples, desc=str(cell.method), unit="sample") as bar:
+            outcome = run_cell(source, cell, settings, bar.update)
+    else:
+        outcome = run_cell(source, cell, settings)
+    images = outcome.samples[:count]
+    if out.suffix == ".png":
+        save_preview(out, images)
+    else:
+        save_samples(out, images, seed=cell.seed, nfe=outcome.nfe, method=str(cell.method), grid=str(cell.grid))
+    return outcome.nfe

@@ -1,0 +1,118 @@
+"""Producing the samples of one cell, through the library or through a diffusers loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.samplers import START_NOISE, Table, keyed_normal, plan, sample
+
+from .counting import CountedGuidance, CountedModel
+from .scheduler_loop import SchedulerRun
+from .settings import Cell, SweepSettings
+from .sources import Source
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Samples of a cell, the counted evaluations per sample, network rows per sample and seconds."""
+
+    samples: Tensor
+    nfe: float
+    network_rows: float
+    seconds: float
+
+
+def start_state(source: Source, seed: int, indices: range, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """The state at node 0 of some global sample indices: depends on seed and index alone, not on the batch."""
+    z = keyed_normal(source.shape, seed, indices, START_NOISE, dtype=dtype, device=device)
+    return z * float(source.path.noise(0.0))
+
+
+def batches(count: int, size: int, start: int = 0) -> Iterator[range]:
+    """Consecutive index ranges of at most ``size`` that cover start...start + count - 1."""
+    for first in range(start, start + count, size):
+        yield range(first, min(first + size, start + count))
+
+
+def table_of(source: Source, cell: Cell) -> Table:
+    """The table a cell runs; every refusal happens here, before any network call."""
+    if cell.method.options.keys() & _RESERVED:
+        wrong = ", ".join(sorted(cell.method.options.keys() & _RESERVED))
+        raise ValueError(f"{wrong} cannot be an option of method {cell.method.name!r}; sweeps set it themselves")
+    return plan(
+        source.path,
+        cell.method.name,
+        nfe=cell.nfe,
+        grid=cell.grid.name,
+        grid_options=cell.grid.options,
+        **cell.method.options,
+    )
+
+
+_RESERVED = {"nfe", "steps", "grid", "grid_options", "prediction", "seed", "sample_offset", "model_kwargs", "path"}
+
+
+def run_cell(source: Source, cell: Cell, settings: SweepSettings, report: Report | None = None) -> Outcome:
+    """Sample one cell in batches and count what it cost.
+
+    Parameters
+    ----------
+    source : Source
+    cell : Cell
+    settings : SweepSettings
+        samples, batch_size, dtype, device and guidance are read.
+    report : callable, optional
+        Called with the number of samples finished after every batch.
+    """
+    dtype = getattr(torch, settings.dtype)
+    model = CountedModel(source.model)
+    guidance = source.guidance(settings.guidance)
+    guide = CountedGuidance(guidance) if guidance is not None else None
+    loop = SchedulerRun(source, cell, table_of(source, cell)) if cell.runner == "scheduler" else None
+    parts = []
+    began = time.perf_counter()
+    with torch.no_grad():
+        for indices in batches(settings.samples, settings.batch_size):
+            x = start_state(source, cell.seed, indices, dtype, settings.device)
+            kwargs = source.kwargs(indices, settings.device)
+            if loop is not None:
+                out = loop(x, indices, kwargs)
+            else:
+                out = _by_library(source, model, cell, x, indices, kwargs, guide)
+            parts.append(out.cpu())
+            if report is not None:
+                report(len(indices))
+    seconds = time.perf_counter() - began
+    rows = (model.rows if loop is None else loop.rows) / settings.samples
+    nfe = rows if guide is None else guide.rows / settings.samples
+    return Outcome(torch.cat(parts), nfe, rows, seconds)
+
+
+def _by_library(
+    source: Source, model: CountedModel, cell: Cell, x: Tensor, indices: range, kwargs: dict[str, Any], guide: Any
+) -> Tensor:
+    out = sample(
+        model,
+        x,
+        path=source.path,
+        method=cell.method.name,
+        nfe=cell.nfe,
+        grid=cell.grid.name,
+        grid_options=cell.grid.options,
+        prediction=source.prediction,
+        model_kwargs=kwargs,
+        guidance=guide,
+        seed=cell.seed,
+        sample_offset=indices.start,
+        **cell.method.options,
+    )
+    assert isinstance(out, Tensor)
+    return out

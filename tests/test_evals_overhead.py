@@ -1,0 +1,49 @@
+"""The overhead benchmark: both schedulers do the same work, and every number is a time."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import pathline.evals.overhead as overhead
+from pathline.samplers.schedulers import PathlineScheduler
+
+# numpy says this of the arrays that stock schedulers make from tensors
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.mark.parametrize("rival", overhead.RIVALS, ids=lambda rival: rival.title)
+def test_rivals_compute_the_same_thing(rival: overhead.Rival) -> None:
+    import diffusers
+
+    stock = getattr(diffusers, rival.stock)(**rival.settings)
+    ours = PathlineScheduler.from_config(stock.config, pathline={"method": rival.method, "options": rival.options})
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    stock.set_timesteps(6)
+    ours.set_timesteps(6)
+    assert len(ours.timesteps) == len(stock.timesteps)
+    if rival.stock in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):
+        return  # their latents are scaled by sqrt(1 + sigma^2) against those of the variance-preserving convention
+    ends = []
+    for scheduler in (stock, ours):
+        state = x
+        for t in scheduler.timesteps:
+            state = scheduler.step(torch.tanh(state), t, state, return_dict=False)[0]
+        ends.append(state)
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=2e-3 * float(ends[0].abs().max()))
+
+
+def test_table_and_file_hold_every_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(overhead, "SHAPES", ((1, 4, 8, 8),))
+    timings = overhead.run_overhead(repeats=3, steps=4, out=tmp_path / "bench.json", progress=False)
+    assert [timing.title for timing in timings] == [rival.title for rival in overhead.RIVALS]
+    assert all(min(timing.ours, timing.stock, timing.add, timing.ours_setup) > 0 for timing in timings)
+    assert replace(timings[0], ours=3.0, stock=2.0).ratio == 1.5
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert len(rows) == len(timings)
+    text = capsys.readouterr().out
+    assert all(rival.title in text for rival in overhead.RIVALS)

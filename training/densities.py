@@ -1,0 +1,271 @@
+"""Time densities: from which law the training times are drawn.
+
+A density holds no random state: it turns uniforms into times through its quantile function, so that the caller
+decides how they are drawn (keyed, stratified) and the same uniforms give the same times. All laws are stated
+in path time, 0 = noise and 1 = data. Sources: logit-normal, mode and cosmap from Esser et al. 2024, "Scaling
+rectified flow transformers for high-resolution image synthesis", section 3.1 and appendix B.4 (there time runs
+the other way); log-normal from Karras et al. 2022, table 1.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pathline.interpolants import GaussianPath
+
+from .configurable import Configurable
+
+_BISECTIONS = 60
+_EDGE = 1e-12
+
+
+def normal_quantile(u: Tensor) -> Tensor:
+    """Inverse of the standard normal distribution function, for u in (0, 1)."""
+    return torch.special.ndtri(u)
+
+
+def normal_cdf(z: Tensor) -> Tensor:
+    """Distribution function of the standard normal law."""
+    return torch.special.ndtr(z)
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """Shift times towards the noise end: tau' = shift tau / (1 + (shift - 1) tau), with tau = 1 - t."""
+    return t / (shift + (1 - shift) * t)
+
+
+class TimeDensity(Configurable):
+    """A law of the training time t in (0, 1); it may depend on the path."""
+
+    kind: ClassVar[str] = "time density"
+
+    @abstractmethod
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """Time below which the fraction `u` in (0, 1) of the law lies; increasing in u."""
+
+    @abstractmethod
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Fraction of the law below time `t`."""
+
+    @abstractmethod
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Density of the law with respect to t."""
+
+    def times(self, u: Tensor, path: GaussianPath, interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """Times for uniforms `u` in (0, 1), the law conditioned on `interval`.
+
+        Returns a float64 tensor of the shape of `u`.
+
+        Raises
+        ------
+        ValueError
+            If the law has (next to) no mass in the interval.
+        """
+        ends = torch.tensor(interval, dtype=torch.float64)
+        low, high = self.cdf(ends, path).tolist()
+        if not high - low > 1e-9:
+            raise ValueError(
+                f"time density {self.config()} lies outside the times {interval} on which this prediction "
+                f"can be trained on path {path.name!r}; choose another density"
+            )
+        inner = (low + (high - low) * u.to(torch.float64)).clamp(_EDGE, 1 - _EDGE)
+        return self.quantile(inner, path).clamp(*interval)
+
+
+@dataclass(frozen=True)
+class UniformTime(TimeDensity):
+    """t uniform on [0, 1]."""
+
+    name: ClassVar[str] = "uniform"
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """The identity."""
+        return u
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """The identity."""
+        return t
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """One."""
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class LogitNormal(TimeDensity):
+    """t = sigmoid(mean + std z); a positive mean leans towards the data, a negative one towards the noise."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    name: ClassVar[str] = "logit_normal"
+
+    def __post_init__(self) -> None:
+        _check_finite("mean", self.mean)
+        _check_above_zero("std", self.std)
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """sigmoid(mean + std Phi^-1(u))."""
+        return (self.mean + self.std * normal_quantile(u)).sigmoid()
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Phi((logit t - mean) / std)."""
+        return normal_cdf((t.logit() - self.mean) / self.std)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Normal density in logit t, over t (1 - t)."""
+        return _normal_density((t.logit() - self.mean) / self.std) / (self.std * t * (1 - t))
+
+
+@dataclass(frozen=True)
+class Mode(TimeDensity):
+    """t = u + scale (cos^2(pi u / 2) - 1 + u): heavier in the middle for scale > 0, uniform at 0.
+
+    `scale` must lie in [-1, 2 / (pi - 2)], outside of which the map is not monotone.
+    """
+
+    scale: float = 1.29
+
+    name: ClassVar[str] = "mode"
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(f"scale of density 'mode' must lie in [-1, {2 / (math.pi - 2):.4f}], got {self.scale!r}")
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """The defining map."""
+        return u + self.scale * ((0.5 * math.pi * u).cos().square() - 1 + u)
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Inverse of the map, by bisection to full precision."""
+        low, high = torch.zeros_like(t), torch.ones_like(t)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            below = self.quantile(middle, path) < t
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """One over the slope of the map."""
+        u = self.cdf(t, path)
+        return 1 / (1 + self.scale * (1 - 0.5 * math.pi * (math.pi * u).sin()))
+
+
+@dataclass(frozen=True)
+class CosMap(TimeDensity):
+    """Times for which the linear path has the log-SNR law of the cosine path; density 2 / (pi (1 - 2t + 2t^2))."""
+
+    name: ClassVar[str] = "cosmap"
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """1 - 1 / (tan(pi u / 2) + 1)."""
+        return 1 - 1 / ((0.5 * math.pi * u).tan() + 1)
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """(2 / pi) atan(t / (1 - t))."""
+        return torch.atan2(t, 1 - t) / (0.5 * math.pi)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """2 / (pi (1 - 2t + 2t^2))."""
+        return 2 / (math.pi * (1 - 2 * t + 2 * t.square()))
+
+
+@dataclass(frozen=True)
+class LogNormalSigma(TimeDensity):
+    """log(noise / signal) normal with this mean and standard deviation (EDM: -1.2 and 1.2)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    name: ClassVar[str] = "lognormal_sigma"
+
+    def __post_init__(self) -> None:
+        _check_finite("mean", self.mean)
+        _check_above_zero("std", self.std)
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """Time at which log(signal / noise) = -mean + std Phi^-1(u)."""
+        return path.time_at(-self.mean + self.std * normal_quantile(u))
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Phi((lam(t) + mean) / std)."""
+        return normal_cdf((path.lam(t) + self.mean) / self.std)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """Normal density in lam, times d lam/dt."""
+        point = path.at(t)
+        rate = point.wronskian / (point.signal * point.noise)
+        return _normal_density((point.lam + self.mean) / self.std) / self.std * rate
+
+
+@dataclass(frozen=True)
+class UniformLogSNR(TimeDensity):
+    """lam = log(signal / noise) uniform between the path's lambda_min and lambda_max."""
+
+    name: ClassVar[str] = "uniform_logsnr"
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """Time at the interpolated lam."""
+        return path.time_at(path.lambda_min + (path.lambda_max - path.lambda_min) * u)
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """(lam(t) - lambda_min) / (lambda_max - lambda_min), within [0, 1]."""
+        return ((path.lam(t) - path.lambda_min) / (path.lambda_max - path.lambda_min)).clamp(0, 1)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """The rate of lam over its range, zero outside of it."""
+        point = path.at(t)
+        inside = (point.lam >= path.lambda_min) & (point.lam <= path.lambda_max)
+        rate = point.wronskian / (point.signal * point.noise)
+        return torch.where(inside, rate / (path.lambda_max - path.lambda_min), 0.0)
+
+
+@dataclass(frozen=True)
+class Shifted(TimeDensity):
+    """Another density with its times shifted towards the noise end by `shift` (> 1; below 1 towards the data)."""
+
+    shift: float = 3.0
+    base: TimeDensity = field(default_factory=UniformTime)
+
+    name: ClassVar[str] = "shifted"
+
+    def __post_init__(self) -> None:
+        _check_above_zero("shift", self.shift)
+        if isinstance(self.base, Mapping):  # as it comes from JSON
+            object.__setattr__(self, "base", TimeDensity.from_config(self.base))
+        if not isinstance(self.base, TimeDensity):
+            raise ValueError(f"base of density 'shifted' must be a time density, got {self.base!r}")
+
+    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+        """The base's time, shifted."""
+        return shift_time(self.base.quantile(u, path), self.shift)
+
+    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """The base's, at the time shifted back."""
+        return self.base.cdf(shift_time(t, 1 / self.shift), path)
+
+    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+        """The base's, times the slope of the inverse shift."""
+        slope = self.shift / (1 + (self.shift - 1) * t).square()
+        return self.base.density(shift_time(t, 1 / self.shift), path) * slope
+
+
+def _check_above_zero(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"{name} of a time density must be a finite number above 0, got {value!r}")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError(f"{name} of a time density must be a finite number, got {value!r}")

@@ -1,0 +1,273 @@
+"""Options of a training run: their names, defaults, presets and the checks made before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from pathline.interpolants import unknown_name
+
+from .files import read_json
+from .presets import DATA_PRESETS, GENERAL_PRESET, OBJECTIVES, WEIGHTING_SCHEMES
+
+MIXED_PRECISION = ("no", "fp16", "bf16")
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+def _about(group: str, text: str) -> dict[str, str]:
+    return {"group": group, "help": text}
+
+
+def _option(default: Any, group: str, text: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata=_about(group, text))
+
+
+@dataclass
+class TrainOptions:
+    """Options of `pathline train`, under the names that diffusers' training scripts use where they have one.
+
+    An option left at None is filled by `resolve_options` from the preset of the data set and of the objective.
+    """
+
+    output_dir: str = _option("out/train", "Output", "Folder of the result: a diffusers pipeline, checkpoints, log.")
+    dataset_name: str | None = _option(None, "Data", "digits (default), fashion-mnist, cifar10, or a name on the hub.")
+    train_data_dir: str | None = _option(
+        None, "Data", "Folder of images (classes = sub-folders), .npz, or files of a set."
+    )
+    resolution: int | None = _option(None, "Data", "Side in pixels; default that of the images.")
+    center_crop: bool = _option(False, "Data", "Cut images that are not square to their central square.")
+    random_flip: bool = _option(False, "Data", "Mirror half of the images, drawn anew each time.")
+    class_conditional: bool = _option(False, "Data", "Give the network the class labels.")
+    class_dropout: float = _option(0.1, "Data", "Share of labels dropped, for guidance; with --class_conditional.")
+    dataloader_num_workers: int = _option(0, "Data", "Processes that read images ahead, for sets not in memory.")
+
+    network: str = _option("unet", "Network", "unet or dit, built from diffusers.")
+    network_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Network", "JSON: settings of the diffusers class to change.")
+    )
+
+    objective: str = _option("flow", "Objective", "flow, noise, v, data or edm: sets the options below.")
+    path: str | None = _option(None, "Objective", "Name of the path, such as linear, cosine, vp, edm, discrete.")
+    path_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Objective", "JSON: parameters of the path.")
+    )
+    prediction: str | None = _option(None, "Objective", "What the network predicts: velocity, noise, v, data or score.")
+    loss_target: str | None = _option(None, "Objective", "In which prediction the error is measured; default its own.")
+    loss_weight: str | None = _option(None, "Objective", "none, unit, edm, min_snr, p2, debiased, elbo, sigmoid, ...")
+    loss_weight_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Objective", "JSON: parameters of the weight.")
+    )
+    time_density: str | None = _option(None, "Objective", "uniform, logit_normal, mode, cosmap, lognormal_sigma, ...")
+    time_density_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Objective", "JSON: parameters of the density.")
+    )
+    stratified_times: bool = _option(True, "Objective", "Spread the times of a batch evenly over the density.")
+    weighting_scheme: str | None = _option(None, "Objective", "diffusers' name for a density or a weight.")
+    logit_mean: float | None = _option(None, "Objective", "Mean of logit_normal; above 0 leans to the data.")
+    logit_std: float | None = _option(None, "Objective", "Standard deviation of logit_normal.")
+    mode_scale: float | None = _option(None, "Objective", "Scale of mode.")
+    sigma_data: float = _option(0.5, "Objective", "Standard deviation of the data, for the edm objective.")
+
+    train_batch_size: int | None = _option(None, "Optimiser", "Images per process and micro-batch.")
+    gradient_accumulation_steps: int = _option(1, "Optimiser", "Micro-batches per optimiser step.")
+    max_train_steps: int | None = _option(None, "Optimiser", "Optimiser steps.")
+    num_epochs: int | None = _option(None, "Optimiser", "Passes over the data, instead of max_train_steps.")
+    learning_rate: float | None = _option(None, "Optimiser", "Peak learning rate.")
+    lr_scheduler: str | None = _option(None, "Optimiser", "constant, constant_with_warmup, linear, cosine, ...")
+    lr_warmup_steps: int | None = _option(None, "Optimiser", "Steps over which the rate rises.")
+    adam_beta1: float = _option(0.9, "Optimiser", "First decay of AdamW.")
+    adam_beta2: float = _option(0.99, "Optimiser", "Second decay of AdamW.")
+    adam_weight_decay: float = _option(0.0, "Optimiser", "Weight decay of AdamW.")
+    adam_epsilon: float = _option(1e-8, "Optimiser", "Epsilon of AdamW.")
+    max_grad_norm: float = _option(1.0, "Optimiser", "Gradients are clipped to this norm.")
+    mixed_precision: str = _option("no", "Optimiser", "no, fp16 or bf16.")
+    cpu: bool = _option(False, "Optimiser", "Stay on the CPU even if there is an accelerator.")
+    seed: int = _option(0, "Optimiser", "Seed of everything random.")
+
+    use_ema: bool = _option(True, "Average", "Average the weights; the average is what is saved.")
+    ema_max_decay: float = _option(0.9999, "Average", "Upper bound of the decay.")
+    ema_inv_gamma: float = _option(1.0, "Average", "Inverse gamma of the decay's warm-up.")
+    ema_power: float = _option(0.75, "Average", "Power of the decay's warm-up.")
+
+    checkpointing_steps: int = _option(500, "Output", "Steps between checkpoints.")
+    checkpoints_total_limit: int | None = _option(2, "Output", "Checkpoints kept; the oldest go first.")
+    resume_from_checkpoint: str | None = _option(None, "Output", "A checkpoint folder, or latest.")
+    logging_dir: str = _option("logs", "Output", "Folder of the trackers, inside output_dir.")
+    logging_steps: int = _option(10, "Output", "Steps between lines of log.jsonl.")
+    report_to: str | None = _option(None, "Output", "Trackers, such as tensorboard or wandb; several with commas.")
+    preview_steps: int = _option(0, "Output", "Steps between grids of samples; 0 for one at the end.")
+    preview_images: int = _option(64, "Output", "Images in a preview; 0 for none.")
+    preview_nfe: int = _option(20, "Output", "Network evaluations of a preview.")
+    preview_method: str = _option("dpm++", "Output", "Sampler of the previews.")
+    progress: bool = _option(True, "Output", "Show a progress bar.")
+    push_to_hub: bool = _option(False, "Output", "Upload the result to the hub.")
+    hub_model_id: str | None = _option(None, "Output", "Repository on the hub; default the name of output_dir.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as a dictionary for JSON."""
+        return asdict(self)
+
+
+RUN_ONLY = frozenset(
+    {
+        "output_dir",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "resume_from_checkpoint",
+        "logging_dir",
+        "logging_steps",
+        "report_to",
+        "preview_steps",
+        "preview_images",
+        "preview_nfe",
+        "preview_method",
+        "progress",
+        "push_to_hub",
+        "hub_model_id",
+        "cpu",
+        "dataloader_num_workers",
+        "train_data_dir",
+        "num_epochs",
+    }
+)
+"""Options that a resumed run may change, because they do not change what is learned."""
+
+
+def option_fields() -> dict[str, Field[Any]]:
+    """Fields of `TrainOptions` by name."""
+    return {item.name: item for item in fields(TrainOptions)}
+
+
+def option_type(name: str) -> tuple[type, bool]:
+    """Type of an option without None (int, float, str, bool or dict), and whether it may be None."""
+    hint = get_type_hints(TrainOptions)[name]
+    optional = isinstance(hint, UnionType)
+    core = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
+    return (dict if core is dict or getattr(core, "__origin__", None) is dict else core), optional
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Options from a JSON or TOML file.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or holds an unknown option or one of a wrong type.
+    """
+    place = Path(path)
+    if place.suffix.lower() == ".toml":
+        try:
+            values = tomllib.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{place} cannot be read as TOML: {error}") from error
+    elif place.suffix.lower() == ".json":
+        values = read_json(place)
+    else:
+        raise ValueError(f"config must be a .json or .toml file, got {place}")
+    return check_types(values, str(place))
+
+
+def check_types(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the options if all are known and of the right type, whole numbers standing for floats.
+
+    Raises
+    ------
+    ValueError
+        Naming the option and `where` it was read.
+    """
+    known = option_fields()
+    result = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{where}: {unknown_name('option', name, known)}")
+        kind, optional = option_type(name)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        exact = type(value) is kind or (value is None and optional)
+        if not exact:
+            raise ValueError(f"{where}: {name} must be of type {kind.__name__}, got {value!r}")
+        result[name] = value
+    return result
+
+
+def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
+    """Fill what is not given from the presets of data set and objective, and check everything.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, its value and what is allowed.
+    """
+    given = check_types({k: v for k, v in values.items() if v is not None}, "options")
+    options = TrainOptions(**given)
+    if options.dataset_name is None and options.train_data_dir is None:
+        options.dataset_name = "digits"
+    if options.objective not in OBJECTIVES:
+        raise unknown_name("objective", options.objective, OBJECTIVES)
+    _apply_scheme(options)
+    preset = {**GENERAL_PRESET, **DATA_PRESETS.get(options.dataset_name or "", {}), **OBJECTIVES[options.objective]}
+    if options.num_epochs is not None and options.max_train_steps is None:
+        preset.pop("max_train_steps")  # counted once the size of the data set is known
+    # A preset of a part belongs to the part it names: another path does not get the parameters of this one.
+    for part in ("path", "loss_weight", "time_density"):
+        if getattr(options, part) not in (None, preset[part]):
+            preset.pop(f"{part}_config", None)
+    for name, value in preset.items():
+        if getattr(options, name) is None or (name.endswith("_config") and not getattr(options, name)):
+            setattr(options, name, value)
+    if options.loss_weight == "edm":
+        options.loss_weight_config = {"sigma_data": options.sigma_data, **options.loss_weight_config}
+    _check_ranges(options)
+    return options
+
+
+def _apply_scheme(options: TrainOptions) -> None:
+    """Translate diffusers' weighting_scheme, which names a density or a weight, and the parameters of both."""
+    scheme = options.weighting_scheme
+    if scheme is not None:
+        if scheme not in WEIGHTING_SCHEMES:
+            raise unknown_name("weighting_scheme", scheme, WEIGHTING_SCHEMES)
+        for name, value in WEIGHTING_SCHEMES[scheme].items():
+            if getattr(options, name) not in (None, value):
+                raise ValueError(f"weighting_scheme {scheme!r} means {name} {value!r}, got {getattr(options, name)!r}")
+            setattr(options, name, value)
+    owners = {
+        "logit_mean": ("logit_normal", "mean"),
+        "logit_std": ("logit_normal", "std"),
+        "mode_scale": ("mode", "scale"),
+    }
+    for name, (density, key) in owners.items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if options.time_density != density:
+            raise ValueError(f"{name} belongs to time_density {density!r}, got time_density {options.time_density!r}")
+        options.time_density_config = {**options.time_density_config, key: value}
+
+
+def _check_ranges(options: TrainOptions) -> None:
+    counts = ("train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps")
+    for name in (*counts, "preview_nfe"):
+        _require(getattr(options, name) >= 1, options, name, "at least 1")
+    for name in ("max_train_steps", "num_epochs", "checkpoints_total_limit", "resolution"):
+        value = getattr(options, name)
+        _require(value is None or value >= 1, options, name, "at least 1")
+    for name in ("lr_warmup_steps", "preview_steps", "preview_images", "dataloader_num_workers", "adam_weight_decay"):
+        _require(getattr(options, name) >= 0, options, name, "at least 0")
+    for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "sigma_data"):
+        _require(0 < getattr(options, name) < float("inf"), options, name, "a finite number above 0")
+    for name in ("adam_beta1", "adam_beta2", "class_dropout"):
+        _require(0 <= getattr(options, name) < 1, options, name, "in [0, 1)")
+    for name, allowed in (("mixed_precision", MIXED_PRECISION), ("lr_scheduler", LR_SCHEDULERS)):
+        if getattr(options, name) not in allowed:
+            raise unknown_name(name, getattr(options, name), allowed)
+
+
+def _require(holds: bool, options: TrainOptions, name: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {allowed}, got {getattr(options, name)!r}")

@@ -1,0 +1,24 @@
+"""How a training run ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class TrainingInterruptedError(RuntimeError):
+    """The run was asked to stop; its message names the checkpoint from which it can go on."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss was NaN or infinite; its message names step, time and noise level. No weight was changed."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves: its folder, steps done in all, mean loss of the last steps, seconds it took."""
+
+    folder: Path
+    steps: int
+    loss: float
+    seconds: float

@@ -1,0 +1,138 @@
+"""From options to the parts of a run: path, objective, network, optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathline.interpolants import DiscretePath, GaussianPath, check_name, path_by_name, unknown_name
+
+from .conventions import choose_convention
+from .data import ImageSet
+from .densities import TimeDensity
+from .losses import GaussianObjective
+from .networks import build_network, default_config
+from .options import TrainOptions
+from .weights import LossWeight
+
+_SCHEDULES = {
+    "linear": DiscretePath.linear,
+    "scaled_linear": DiscretePath.scaled_linear,
+    "cosine": DiscretePath.cosine,
+}
+
+
+def make_path(name: str, parameters: Mapping[str, Any]) -> GaussianPath:
+    """Make a path by name; "discrete" also takes `schedule` (linear, scaled_linear, cosine) with its parameters.
+
+    Raises
+    ------
+    ValueError
+        If a name, a parameter or a value is not allowed.
+    """
+    if name != "discrete" or "alphas_cumprod" in parameters:
+        return path_by_name(name, **parameters)
+    rest = dict(parameters)
+    schedule = check_name("schedule of the discrete path", rest.pop("schedule", "linear"), _SCHEDULES)
+    try:
+        return _SCHEDULES[schedule](**rest)
+    except TypeError as error:
+        raise ValueError(f"path_config {dict(parameters)} does not suit the schedule {schedule!r}: {error}") from error
+
+
+def make_objective(options: TrainOptions) -> GaussianObjective:
+    """Make the objective of resolved options.
+
+    Raises
+    ------
+    ValueError
+        If parts are unknown or do not fit each other.
+    """
+    assert options.path is not None
+    assert options.prediction is not None
+    assert options.loss_weight is not None
+    assert options.time_density is not None
+    return GaussianObjective(
+        path=make_path(options.path, options.path_config),
+        prediction=options.prediction,
+        target=options.loss_target,
+        weight=LossWeight.by_name(options.loss_weight, **options.loss_weight_config),
+        density=TimeDensity.by_name(options.time_density, **options.time_density_config),
+    )
+
+
+def make_convention(options: TrainOptions, objective: GaussianObjective) -> str:
+    """Convention of the network's labels and output; preconditioned for the edm objective as it stands."""
+    preconditioned = options.objective == "edm" and objective.prediction == "data" and options.path == "edm"
+    return choose_convention(objective.path, objective.prediction, preconditioned)
+
+
+def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
+    """Build the network for the data, with weights that depend on the seed alone.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown, or a class-conditional network is asked for on data without labels.
+    """
+    classes = len(data.classes) if options.class_conditional else None
+    if classes == 0:
+        raise ValueError(f"class_conditional needs labels, and data set {data.name!r} has none")
+    config = default_config(options.network, data.shape, classes)
+    config.update(options.network_config)
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(options.seed)
+        return build_network(config)
+
+
+def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with the options' settings; all parameters in one fused update."""
+    assert options.learning_rate is not None
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.adam_weight_decay,
+        eps=options.adam_epsilon,
+        fused=next(network.parameters()).device.type in ("cpu", "cuda"),
+    )
+
+
+def make_lr_schedule(options: TrainOptions, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate by optimiser step, from diffusers; stepped once per optimiser step on every process."""
+    from diffusers.optimization import get_scheduler
+
+    assert options.lr_scheduler is not None
+    return get_scheduler(
+        options.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=options.max_train_steps,
+    )
+
+
+def check_trackers(report_to: str | None) -> list[str]:
+    """Split a comma-separated list of trackers and check that each is installed.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown or missing.
+    """
+    if report_to is None:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    available = [str(name) for name in get_available_trackers()]
+    wanted = [name.strip() for name in report_to.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise unknown_name("tracker (report_to)", name, known)
+        if name not in available:
+            raise ValueError(f"tracker {name!r} (report_to) is not installed: pip install {name}")
+    return wanted

@@ -1,0 +1,371 @@
+"""The training loop: accelerate around a pure function from (seed, step) to a gradient."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathline.samplers import START_NOISE, keyed_normal, plan, sample
+
+from .batches import DROP, FLIP, BatchPlan, KeyedDraws
+from .checkpoints import (
+    checkpoint_folder,
+    find_checkpoint,
+    finish_checkpoint,
+    list_checkpoints,
+    read_state,
+    remove_old,
+    temporary_folder,
+)
+from .conventions import stock_scheduler, wrap_network
+from .data import Batch, fetch_batches, load_data
+from .ema import WeightAverage
+from .export import export_pipeline, push_folder
+from .files import write_json
+from .interrupts import StopRequest, stop_request
+from .networks import LabelledNetwork, label_count
+from .options import TrainOptions, resolve_options
+from .outcome import NonFiniteLossError, TrainingInterruptedError, TrainResult
+from .previews import save_preview
+from .run_log import RunLog
+from .setup import (
+    check_trackers,
+    make_convention,
+    make_lr_schedule,
+    make_network,
+    make_objective,
+    make_optimizer,
+)
+
+
+def train_model(options: TrainOptions | Mapping[str, Any] | None = None, **overrides: Any) -> TrainResult:
+    """Train a network and write the result as a diffusers pipeline folder.
+
+    Parameters
+    ----------
+    options : TrainOptions or mapping, optional
+        Options by name; what is left out comes from the presets.
+    **overrides
+        Single options, over those of `options`.
+
+    Raises
+    ------
+    ValueError
+        Before any work, if an option, the data or a checkpoint does not fit; it says what is allowed.
+    TrainingInterruptedError
+        After Ctrl-C or SIGTERM, when a checkpoint has been written.
+    NonFiniteLossError
+        If a loss is NaN or infinite.
+    """
+    base = options.to_dict() if isinstance(options, TrainOptions) else dict(options or {})
+    return Trainer(resolve_options({**base, **overrides})).run()
+
+
+class Trainer:
+    """One training run; use `train_model`.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        Resolved.
+    """
+
+    def __init__(self, options: TrainOptions) -> None:
+        from accelerate import Accelerator
+
+        self.options = options
+        self.folder = Path(options.output_dir)
+        self.objective = make_objective(options)
+        self.objective.times(torch.tensor([0.5], dtype=torch.float64))  # refuses an unsuitable density now
+        if options.preview_images:  # a sampler that cannot run is refused now, not after training
+            plan(self.objective.path, options.preview_method, nfe=options.preview_nfe)
+        trackers = check_trackers(options.report_to)
+        self.data = load_data(
+            options.dataset_name,
+            data_dir=options.train_data_dir,
+            resolution=options.resolution,
+            center_crop=options.center_crop,
+        )
+        network = make_network(options, self.data)
+        if options.mixed_precision == "fp16" and (options.cpu or not torch.cuda.is_available()):
+            raise ValueError("mixed_precision 'fp16' needs a GPU; use bf16 or no")
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            mixed_precision=options.mixed_precision,
+            log_with=trackers or None,
+            project_dir=str(self.folder / options.logging_dir),
+            cpu=options.cpu,
+        )
+        self._plan_batches()
+        self.labels = label_count(network) if options.class_conditional else None
+        self.convention = make_convention(options, self.objective)
+        network.to(self.accelerator.device)
+        self.average = None
+        if options.use_ema:
+            self.average = WeightAverage(network, options.ema_max_decay, options.ema_inv_gamma, options.ema_power)
+        optimizer = make_optimizer(options, network)
+        self.lr_schedule = make_lr_schedule(options, optimizer)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.bare_network: nn.Module = self.accelerator.unwrap_model(self.network)
+        self.model = self._model_of(self.network)
+        self.step = 0
+        self.log = RunLog(self.folder, self.accelerator, bool(trackers))
+
+    def _plan_batches(self) -> None:
+        options = self.options
+        assert options.train_batch_size is not None
+        self.plan = BatchPlan(
+            len(self.data),
+            options.train_batch_size,
+            self.accelerator.num_processes,
+            options.gradient_accumulation_steps,
+            options.seed,
+        )
+        if options.max_train_steps is None:
+            assert options.num_epochs is not None
+            options.max_train_steps = options.num_epochs * math.ceil(len(self.data) / self.plan.global_batch)
+        self.draws = KeyedDraws(options.seed, self.plan.global_batch)
+
+    def _model_of(self, network: nn.Module) -> Any:
+        labelled = LabelledNetwork(network, label_count(self.accelerator.unwrap_model(network)))
+        objective, sigma_data = self.objective, self.options.sigma_data
+        return wrap_network(labelled, objective.path, objective.prediction, self.convention, sigma_data)
+
+    def run(self) -> TrainResult:
+        """Train from the beginning or a checkpoint to the last step, then write the result."""
+        assert self.options.max_train_steps is not None
+        began = time.monotonic()
+        self._prepare_folder()
+        self._resume()
+        self._say_what()
+        with stop_request() as request, self.log.progress(self.options, self.step) as bar:
+            for batches in self._steps():
+                loss = self._optimise(batches)
+                self.step += 1
+                bar.advance(self.step, loss)
+                self._after_step(request)
+        self._finish()
+        return TrainResult(self.folder, self.step, self.log.recent_loss, time.monotonic() - began)
+
+    def _prepare_folder(self) -> None:
+        existing = list_checkpoints(self.folder)
+        if existing and self.options.resume_from_checkpoint is None:
+            raise ValueError(
+                f"output_dir {self.folder} holds {existing[-1].name} of an earlier run; go on with "
+                "--resume_from_checkpoint latest, or choose another output_dir"
+            )
+
+    def _resume(self) -> None:
+        if self.options.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(self.folder, self.options.resume_from_checkpoint)
+            state = read_state(checkpoint, self.options.to_dict(), self._sizes())
+            self.accelerator.load_state(str(checkpoint))
+            if self.average is not None:
+                self.average.load(checkpoint)
+            self.lr_schedule.load_state_dict(state["lr_schedule"])
+            self.step = int(state["step"])
+        else:
+            torch.manual_seed(self.options.seed + self.accelerator.process_index)  # for dropout, if any
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "config.json", self.options.to_dict())
+        self.log.start(self.step, self.options)
+
+    def _sizes(self) -> dict[str, int]:
+        """What a checkpoint must have in common with the run that goes on from it, besides the options."""
+        return {"images per optimiser step": self.plan.global_batch, "images in the data set": len(self.data)}
+
+    def _say_what(self) -> None:
+        objective = self.objective
+        stock = stock_scheduler(objective.path, objective.prediction, self.convention, self.options.sigma_data)
+        weights = sum(parameter.numel() for parameter in self.bare_network.parameters())
+        self.log.say(
+            f"{self.options.network} with {weights / 1e6:.2f} M weights on {len(self.data)} images of "
+            f"{self.data.name}: {objective.prediction} on path {objective.path.name}, "
+            f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
+        )
+        if stock is None:
+            self.log.say(
+                f"no stock diffusers scheduler samples a {objective.prediction} network on path "
+                f"{objective.path.name!r}: the result opens with pathline.training.load_pipeline only"
+            )
+
+    def _steps(self) -> Iterator[list[tuple[Tensor, Batch]]]:
+        """Micro-batches of this process, step by step, with their places in the global batch."""
+        options, process = self.options, self.accelerator.process_index
+        assert options.max_train_steps is not None
+        indices = self.plan.index_batches(self.step, options.max_train_steps, process)
+        batches = fetch_batches(self.data, indices, options.dataloader_num_workers)
+        for _ in range(self.step, options.max_train_steps):
+            micros = range(self.plan.accumulation)
+            yield [(self.plan.places(micro, process), next(batches)) for micro in micros]
+
+    def _optimise(self, batches: list[tuple[Tensor, Batch]]) -> float:
+        """One optimiser step; the mean loss of this process."""
+        total = 0.0
+        for places, batch in batches:
+            with self.accelerator.accumulate(self.network):
+                losses, times = self._losses(places, batch)
+                self._refuse_non_finite(losses, times)
+                total += float(losses.detach().mean()) / len(batches)
+                self.accelerator.backward(losses.mean())
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm)
+                    self.log.note(grad_norm=norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.log.note_levels(losses, times)
+        self.lr_schedule.step()
+        if self.average is not None:
+            self.average.update(self.bare_network)
+            self.log.note(ema_decay=self.average.decay)
+        return total
+
+    def _losses(self, places: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, and its time; everything random is keyed by (seed, step, place)."""
+        data = batch.images.to(self.accelerator.device, non_blocking=True)
+        if self.options.random_flip:
+            flip = self.draws.uniforms(self.step, places, FLIP) < 0.5
+            data = torch.where(flip.to(data.device)[:, None, None, None], data.flip(-1), data)
+        noise = self.draws.noise(self.step, places, data)
+        draw = self.draws.stratified if self.options.stratified_times else self.draws.uniforms
+        times = self.objective.times(draw(self.step, places))
+        return self.objective(self.model, data, noise, times, self._conditions(places, batch)), times
+
+    def _conditions(self, places: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.labels is None or batch.labels is None:
+            return {}
+        drop = self.draws.uniforms(self.step, places, DROP) < self.options.class_dropout
+        kept = torch.where(drop, self.labels - 1, batch.labels)
+        return {"class_labels": kept.to(self.accelerator.device)}
+
+    def _refuse_non_finite(self, losses: Tensor, times: Tensor) -> None:
+        losses = losses.detach()
+        bad = ~torch.isfinite(losses)
+        if not bool(bad.any()):
+            return
+        worst = int(bad.nonzero()[0])
+        t = float(times[worst])
+        path = self.objective.path
+        saved = list_checkpoints(self.folder)
+        raise NonFiniteLossError(
+            f"loss is {float(losses[worst])} at optimiser step {self.step + 1}, at time {t:.4f} (signal "
+            f"{float(path.signal(t)):.4g}, noise {float(path.noise(t)):.4g}, log-SNR {2 * float(path.lam(t)):.3g}), "
+            f"for {int(bad.sum())} of {len(losses)} samples; the weights were left as they were. Try a lower "
+            f"learning rate; the last checkpoint is {saved[-1] if saved else 'none'}"
+        )
+
+    def _after_step(self, request: StopRequest) -> None:
+        options, step = self.options, self.step
+        assert options.max_train_steps is not None
+        last = step == options.max_train_steps
+        if step % options.logging_steps == 0 or last:
+            self.log.write(step, float(self.lr_schedule.get_last_lr()[0]), self.plan.global_batch)
+        stop = self._agreed(request.asked) and not last
+        if step % options.checkpointing_steps == 0 or last or stop:
+            self.save_checkpoint()
+        if stop:
+            self.accelerator.end_training()
+            raise TrainingInterruptedError(
+                f"stopped after step {step} of {options.max_train_steps}; go on with --resume_from_checkpoint latest "
+                f"(saved in {checkpoint_folder(self.folder, step)})"
+            )
+        if options.preview_images and (last or (options.preview_steps and step % options.preview_steps == 0)):
+            self._preview()
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any process has been asked to stop; all get the same answer."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=self.accelerator.device)
+        total: Any = self.accelerator.reduce(flag, reduction="sum")
+        return bool(total.item() > 0)
+
+    def save_checkpoint(self) -> None:
+        """Write `checkpoint-<step>` whole, then remove the oldest beyond the limit."""
+        temporary = temporary_folder(self.folder, self.step)
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if self.average is not None:
+                self.average.save(temporary)
+            state = {
+                "step": self.step,
+                "sizes": self._sizes(),
+                "lr_schedule": self.lr_schedule.state_dict(),
+                "options": self.options.to_dict(),
+            }
+            finish_checkpoint(temporary, checkpoint_folder(self.folder, self.step), state)
+            remove_old(self.folder, self.options.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _preview(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        options, device = self.options, self.accelerator.device
+        indices = torch.arange(options.preview_images, device=device)
+        noise = keyed_normal(self.data.shape, options.seed, indices, row=START_NOISE, device=device)
+        start = noise * float(self.objective.path.noise(0.0))
+        labels = {} if self.labels is None else {"class_labels": indices % (self.labels - 1)}
+        with self._final_weights(), torch.no_grad():
+            images = sample(
+                self._model_of(self.bare_network),
+                start,
+                method=options.preview_method,
+                nfe=options.preview_nfe,
+                model_kwargs=labels,
+                seed=options.seed,
+            )
+        assert isinstance(images, Tensor)
+        save_preview(self.folder / "previews" / f"step-{self.step:06d}.png", images)
+
+    def _final_weights(self) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext() if self.average is None else self.average.applied(self.bare_network)
+
+    def _finish(self) -> None:
+        options = self.options
+        if self.accelerator.is_main_process:
+            with self._final_weights():
+                name = export_pipeline(self.bare_network, self.folder, self.card())
+            self.log.say(f"saved {self.folder} ({name or 'network only'})")
+            if options.push_to_hub:
+                push_folder(self.folder, options.hub_model_id, private_parts=["checkpoint-*", f"{options.logging_dir}"])
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def card(self) -> dict[str, Any]:
+        """Content of pathline.json: what was trained, on what, and how."""
+        options = self.options
+        conditional = self.labels is not None
+        return {
+            "path": self.objective.path.config(),
+            "prediction": self.objective.prediction,
+            "convention": self.convention,
+            "sigma_data": options.sigma_data,
+            "classes": list(self.data.classes) if conditional else None,
+            "null_label": self.labels - 1 if self.labels is not None and options.class_dropout > 0 else None,
+            "data": {
+                "name": options.dataset_name or options.train_data_dir,
+                "split": "train",
+                "images": len(self.data),
+                "shape": list(self.data.shape),
+                "resolution": options.resolution,
+                "center_crop": options.center_crop,
+            },
+            "training": {
+                "steps": self.step,
+                "images_per_step": self.plan.global_batch,
+                "weights": "ema" if self.average is not None else "last",
+                "objective": self.objective.config(),
+                "options": options.to_dict(),
+            },
+        }
