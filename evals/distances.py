@@ -104,7 +104,8 @@ def frechet_infinity(features: Any, reference: Moments, *, points: int = 15, see
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1.0) ** 3
+    base = x @ (y.T / x.shape[1]) + 1.0
+    return base * base * base  # a power of 3 takes ten times longer
 
 
 def _unbiased_mmd(kxx: np.ndarray, kyy: np.ndarray, kxy: np.ndarray) -> float:

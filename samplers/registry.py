@@ -202,4 +202,4 @@ def build_table(method: str, nodes: Nodes, *, afs: bool | str = False, **options
 
 
 def _json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [_json(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -54,7 +54,7 @@ def heun_step(program: Program, x: Linear, start: Level, end: Level) -> Linear:
     reference=EDM,
 )
 def edm(
-    nodes: Nodes, *, churn: float = 0.0, s_min: float = 0.0, s_max: float = float("inf"), s_noise: float = 1.0
+    nodes: Nodes, *, churn: float = 0.0, s_min: float = 0.0, s_max: float | None = None, s_noise: float = 1.0
 ) -> Table:
     """EDM's stochastic sampler: churn up by γ = min(churn/N, √2 − 1), then a Heun step (Algorithm 2).
 
@@ -63,18 +63,19 @@ def edm(
     churn : float ≥ 0
         S_churn; 0 is `heun`.
     s_min, s_max : float
-        Range of noise/signal in which noise is added.
+        Range of noise/signal in which noise is added; s_max None is no upper limit.
     s_noise : float
         Factor of the added noise; the variance is right at 1 only.
     """
     if churn < 0 or s_noise < 0:
         raise ValueError(f"churn={churn!r} and s_noise={s_noise!r} must not be negative for edm")
     gamma = min(churn / nodes.steps, sqrt(2.0) - 1.0)
+    top = float("inf") if s_max is None else s_max
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
         level = nodes.level(i)
-        if gamma > 0 and level.signal > 0 and s_min <= _ratio(level) <= s_max:
+        if gamma > 0 and level.signal > 0 and s_min <= _ratio(level) <= top:
             raised = nodes.between(-log(_ratio(level) * (1 + gamma)))
             if _ratio(raised) > _ratio(level):  # a path has no level above its first
                 program.pause(level)
@@ -87,7 +88,7 @@ def edm(
 
 @register(
     "restart",
-    cases=[Case({"intervals": ()}, 2, 2, "noise_ratio")],
+    cases=[Case({}, 2, 2, "noise_ratio")],
     reference=RESTART,
 )
 def restart(

@@ -35,7 +35,11 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 @register(
     "er-sde",
-    cases=[Case({"variant": "ode"}, 2, 2, "noise_ratio"), Case({"order": 1, "variant": "sde5"}, 1, 1, "noise_ratio")],
+    cases=[
+        Case({}, 1, 1, "noise_ratio"),
+        Case({"variant": "ode"}, 2, 2, "noise_ratio"),
+        Case({"order": 1, "variant": "sde5"}, 1, 1, "noise_ratio"),
+    ],
     reference=ER_SDE,
 )
 def er_sde(nodes: Nodes, *, order: int = 3, variant: str = "sde5") -> Table:

@@ -95,8 +95,8 @@ def ghvb(nodes: Nodes, *, order: float = 2.5) -> Table:
 @register(
     "heavy-ball",
     cases=[
-        Case({"order": 3, "beta": 1.0}, 3, 2, "noise_ratio"),
         Case({}, 1, 1, "noise_ratio"),
+        Case({"order": 3, "beta": 1.0}, 3, 2, "noise_ratio"),
         Case({"variant": "nesterov"}, 1, 1, "noise_ratio"),
     ],
     reference=MOMENTUM,

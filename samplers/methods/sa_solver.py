@@ -26,6 +26,7 @@ SA_SOLVER = Reference(
 @register(
     "sa",
     cases=[
+        Case({}, 2, 2),
         Case({"tau": 1.0, "window": None}, 2, 2),
         Case({"tau": 0.0}, 4, 3),
         Case({"tau": 0.0, "order": 2, "corrector_order": 0, "variant": "exact"}, 2, 2),
