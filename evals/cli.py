@@ -273,7 +273,7 @@ def main() -> None:
     """Entry point of the console script; failures end with one sentence and a non-zero code."""
     try:
         app()
-    except (ValueError, ArithmeticError, OSError, ImportError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("PATHLINE_DEBUG"):
             raise
         _say(f"pathline: error: {error}")

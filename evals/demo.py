@@ -25,7 +25,7 @@ METHODS = (
 )
 BUDGETS = (3, 5, 8, 12, 20)
 SAMPLES = 256
-TRUTH_STEPS = 100
+TRUTH_STEPS = 80
 SHOWN = 64
 
 Say = Callable[[str], None]

@@ -19,8 +19,9 @@ from pathline.interpolants.errors import unknown_name
 
 from .files import digest
 from .images import to_uint8
-from .moments import Moments, as_rows
+from .moments import as_rows
 
+_LARGE = 4096
 SPACES = ("raw", "pca", "effnet-lite0", "inception")
 
 
@@ -80,23 +81,38 @@ def _components(argument: str) -> int:
 def _pca(components: int, reference: torch.Tensor | None) -> FeatureSpace:
     if reference is None:
         raise ValueError("feature space 'pca' is fitted on reference images and none were given")
-    moments = Moments.of(reference)
-    components = min(components, moments.dimension)
-    if moments.count <= components:
-        raise ValueError(f"pca:{components} needs more than {components} reference images, got {moments.count}")
-    rows = as_rows(reference) - moments.mean
-    values, vectors = np.linalg.eigh(rows.T @ rows / (moments.count - 1))
-    basis = vectors[:, ::-1][:, :components]
-    basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(components)])
-    mean = moments.mean
+    rows = as_rows(reference)
+    components = min(components, rows.shape[1])
+    if len(rows) <= components:
+        raise ValueError(f"pca:{components} needs more than {components} reference images, got {len(rows)}")
+    mean = rows.mean(axis=0)
+    values, basis = _principal(rows - mean, components)
 
     def extract(images: torch.Tensor) -> np.ndarray:
         return (as_rows(images) - mean) @ basis
 
-    fit = digest([np.round(mean, 6).tolist(), np.round(values[::-1][:components], 6).tolist()])
+    fit = digest([np.round(mean, 6).tolist(), np.round(values, 6).tolist()])
     return FeatureSpace(
         f"pca:{components}", f"FD (PCA-{components} pixels)", {"space": f"pca:{components}", "fit": fit}, extract
     )
+
+
+def _principal(rows: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading variances and directions (d, k) of centred rows; the sign of each direction is fixed.
+
+    Where there are more than 4096 values per image, at most 4096 images, evenly spaced, are used through their
+    Gram matrix.
+    """
+    if rows.shape[1] <= _LARGE:
+        values, vectors = np.linalg.eigh(rows.T @ rows / (len(rows) - 1))
+        basis = vectors[:, ::-1][:, :components]
+    else:
+        rows = rows[:: -(-len(rows) // _LARGE)]
+        values, vectors = np.linalg.eigh(rows @ rows.T / (len(rows) - 1))
+        basis = rows.T @ vectors[:, ::-1][:, :components]
+        basis /= np.linalg.norm(basis, axis=0)
+    signs = np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(components)])
+    return values[::-1][:components], basis * signs
 
 
 def _rgb(images: torch.Tensor) -> torch.Tensor:

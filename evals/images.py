@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import atomic_write, read_npz
+from .files import read_npz, replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -74,7 +74,7 @@ def _read(file: Path) -> np.ndarray:
 
 def save_samples(path: str | os.PathLike[str], images: torch.Tensor, **arrays: Any) -> None:
     """Write ``arr_0`` (uint8, NHWC) and further arrays to an .npz, the layout that reference suites read."""
-    with atomic_write(path) as stream:
+    with replacing(path, "wb") as stream:
         np.savez_compressed(stream, arr_0=to_uint8(images), **arrays)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from .distances import frechet_bias, frechet_distance, kernel_distance, sliced_wasserstein
 from .features import FeatureSpace, make_features
-from .files import atomic_write, digest, read_npz
+from .files import digest, read_npz, replacing
 from .images import load_images
 from .moments import Moments
 from .settings import SweepSettings
@@ -122,10 +122,10 @@ def named_data(name: str) -> DataSet | Moments:
         if "arr_0" in read_npz(path):
             return DataSet(path.name, load_images(path))
         return Moments.load(path)
-    if path.is_dir():
-        return DataSet(path.name, load_images(path))
-    from .pipelines import training_images
+    from .pipelines import KNOWN_DATA, training_images
 
+    if path.is_dir() and name not in KNOWN_DATA:  # a folder of that name is written ./digits
+        return DataSet(path.name, load_images(path))
     return training_images(name)
 
 
@@ -159,6 +159,6 @@ def _cached_rows(data: DataSet, space: FeatureSpace, cache: Path) -> np.ndarray:
         except (ValueError, KeyError) as error:
             warnings.warn(f"feature file {path} is damaged and is computed again: {error}", stacklevel=2)
     rows = space(data.samples)
-    with atomic_write(path) as stream:
+    with replacing(path, "wb") as stream:
         np.savez(stream, rows=rows)
     return rows

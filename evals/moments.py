@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import atomic_write, read_npz
+from .files import read_npz, replacing
+
+LARGEST = 16384
+"""Most features whose covariance is accumulated (2 GB)."""
 
 
 def as_rows(features: Any) -> np.ndarray:
@@ -82,6 +85,11 @@ class Moments:
     def update(self, features: Any) -> Moments:
         """Fold in a batch of shape (n, d) and return self."""
         rows = as_rows(features)
+        if rows.shape[1] > LARGEST:
+            raise ValueError(
+                f"{rows.shape[1]} features would need a covariance of {8e-9 * rows.shape[1] ** 2:.0f} GB (at most "
+                f"{LARGEST} are taken); use a smaller feature space, such as pca:64"
+            )
         if len(rows):
             mean = rows.mean(axis=0)
             centred = rows - mean
@@ -148,7 +156,7 @@ class Moments:
             "count": np.array(self.count, dtype=np.int64),
             "metadata": np.array(json.dumps(self.metadata, sort_keys=True)),
         }
-        with atomic_write(path) as stream:
+        with replacing(path, "wb") as stream:
             np.savez(stream, **arrays)
 
     @classmethod

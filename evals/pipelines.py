@@ -11,6 +11,8 @@ from pathline.interpolants import DiscretePath, LinearPath
 from .files import digest
 from .sources import DataSet, Source, network_identity
 
+KNOWN_DATA = ("digits", "fashion-mnist", "cifar10")
+
 if TYPE_CHECKING:
     from pathline.training import LoadedPipeline
 

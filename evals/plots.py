@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import atomic_write
+from pathline.samplers.files import replacing
+
 from .summary import Line, Metric, Section, number
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 def save_png(data: bytes, path: str | os.PathLike[str]) -> None:
     """Write PNG bytes atomically."""
-    with atomic_write(path) as stream:
+    with replacing(path, "wb") as stream:
         stream.write(data)
 
 

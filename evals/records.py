@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_write, canonical_json, digest
+from .files import canonical_json, digest, replacing
 
 VERSION = 1
 Record = dict[str, Any]
@@ -123,7 +123,7 @@ class RecordFile:
                 return loaded
             with open(self.path.with_name(self.path.name + ".damaged"), "a", encoding="utf-8") as stream:
                 stream.writelines(damage.text + "\n" for damage in loaded.damaged)
-            with atomic_write(self.path, "w") as stream:
+            with replacing(self.path, "w") as stream:
                 stream.writelines(canonical_json(record) + "\n" for record in loaded.records)
         return loaded
 

@@ -34,6 +34,7 @@ def rich_table(section: Section, metric: Metric) -> RenderableType:
         caption=caption(section, metric),
         title_justify="left",
         caption_justify="left",
+        min_width=76,
     )
     table.add_column("sampler", no_wrap=True)
     for budget in section.budgets:

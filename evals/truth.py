@@ -16,7 +16,7 @@ from torch import Tensor
 from pathline.interpolants import DiscretePath, EDMPath, GaussianPath, VEPath
 from pathline.samplers import plan, sample
 
-from .files import atomic_write, digest, read_npz
+from .files import digest, read_npz, replacing
 from .runners import batches, start_state
 from .settings import SweepSettings, parse_spec
 from .sources import Source
@@ -156,7 +156,7 @@ def _write_chunk(source: Source, settings: SweepSettings, seed: int, indices: ra
         few = range(min(GAP_SAMPLES, len(indices)))
         coarse = _converge(source, settings, seed, few, max(2, settings.truth_steps // 2))
         gap = Truth("", samples[: len(few)], 0.0).error(coarse)
-    with atomic_write(path) as stream:
+    with replacing(path, "wb") as stream:
         np.savez(stream, samples=samples.numpy(), gap=np.array(gap))
 
 

@@ -3,7 +3,7 @@
 from . import methods
 from .border import Border
 from .frames import InvariantError, check, propagate, residuals
-from .grids import list_grids, make_nodes
+from .grids import list_grids, make_nodes, shift_time
 from .guidance import ClassifierFree, Guidance
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
 from .loop import run
@@ -69,4 +69,5 @@ __all__ = [
     "sample",
     "scaled_labels",
     "seed_of",
+    "shift_time",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from pathline.interpolants import DiscretePath, GaussianPath, unknown_name
 
@@ -14,6 +15,7 @@ from .nodes import Nodes, points_at, times_at
 from .numerics import Array
 
 Grid = Callable[..., Array]
+Times = TypeVar("Times", Array, Tensor)
 TRAIN_STEPS = 1000
 """Number of levels that the diffusers grids assume on a continuous path."""
 
@@ -101,6 +103,11 @@ def _path_nodes(path: GaussianPath, times: Array, clean_end: bool) -> Nodes:
     return Nodes(signal, noise, times, path, signal_rate, noise_rate)
 
 
+def shift_time(t: Times, shift: float) -> Times:
+    """Times shifted towards the noise end: τ' = shift·τ/(1 + (shift − 1)·τ) with τ = 1 − t."""
+    return t / (shift + (1.0 - shift) * t)
+
+
 def _discrete(path: GaussianPath, index: Array) -> Array:
     """Times of (fractional) training indices; rounded to integers where the path is discrete."""
     if isinstance(path, DiscretePath):
@@ -168,8 +175,7 @@ def shifted(path: GaussianPath, levels: int, shift: float = 3.0) -> Array:
     """Uniform in time, then shifted towards noise: τ' = shift·τ/(1 + (shift − 1)τ) with τ = 1 − t."""
     if not shift > 0:
         raise ValueError(f"shift={shift!r} is not possible; it must be positive")
-    tau = 1.0 - time(path, levels)
-    return 1.0 - shift * tau / (1.0 + (shift - 1.0) * tau)
+    return shift_time(time(path, levels), shift)
 
 
 @_register

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .nodes import Level, Nodes
+from .numerics import Array
 from .table import Coefficient, Row, Table, Terms, Update
 
 
@@ -60,7 +61,7 @@ class Linear:
 ZERO = Linear({})
 
 
-def dot(weights: Iterable[Coefficient], values: Iterable[Linear]) -> Linear:
+def dot(weights: Iterable[Coefficient] | Array, values: Iterable[Linear]) -> Linear:
     """Σ_j weights_j·values_j over the shorter of the two."""
     total = dict[int, Coefficient]()
     for weight, value in zip(weights, values, strict=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .files import replacing
 from .nodes import Level
 from .numerics import Array
 
@@ -177,13 +177,15 @@ class Table:
         if path.suffix == ".json":
             if arrays:
                 raise ValueError(f"{path.name}: this table has array coefficients; save it as .safetensors")
-            _write(path, text.encode())
+            content = text.encode()
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save
 
-            _write(path, save(arrays or {"empty": np.zeros(0)}, metadata={"pathline_table": text}))
+            content = save(arrays or {"empty": np.zeros(0)}, metadata={"pathline_table": text})
         else:
             raise ValueError(f"table files end in .json or .safetensors, got {path.name!r}")
+        with replacing(path, "wb") as stream:
+            stream.write(content)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Table:
@@ -222,18 +224,6 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.method}, {self.evaluations} evaluations, {len(self.rows)} rows)"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _encode(table: Table, arrays: dict[str, Array]) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def test_moments_refuse_too_few_and_warn_at_few_samples(rng: np.random.Generator
         _ = Moments.of(rng.standard_normal((4, 4))).covariance
     with pytest.raises(ValueError, match="not finite in 1 of 3 samples"):
         Moments.of(np.array([[1.0], [np.nan], [2.0]]))
+    with pytest.raises(ValueError, match="20000 features would need a covariance of 3 GB"):
+        Moments.of(np.zeros((2, 20_000)))
     with pytest.raises(ValueError, match="4 columns"):
         Moments.of(np.zeros((3, 4))).update(np.zeros((3, 5)))
 

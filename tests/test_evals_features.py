@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pathline.evals import features
 from pathline.evals.distances import frechet_distance
 from pathline.evals.features import make_features
 from pathline.evals.moments import Moments
@@ -45,6 +46,14 @@ def test_all_components_leave_distances_as_they_are(images: Tensor) -> None:
     raw, rotated = make_features("raw"), make_features("pca:36", images)
     distances = [frechet_distance(Moments.of(s(images)), Moments.of(s(other))) for s in (raw, rotated)]
     assert distances[1] == pytest.approx(distances[0], rel=1e-9)
+
+
+def test_large_images_are_reduced_through_their_gram_matrix(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_LARGE", 35)
+    rows = make_features("pca:5", images[::6])(images[::6])
+    monkeypatch.setattr(features, "_LARGE", 40)
+    np.testing.assert_allclose(rows, make_features("pca:5", images[::6])(images[::6]), atol=1e-9)
+    assert rows.shape == (34, 5)
 
 
 def test_fit_depends_on_the_reference_alone(images: Tensor) -> None:

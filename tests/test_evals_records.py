@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pathline.evals.files import atomic_write, digest
+from pathline.evals.files import digest, replacing
 from pathline.evals.records import RecordFile, check, make_record, read_records
 from pathline.evals.settings import SweepSettings, load_settings, parse_integers, parse_spec
 from pathline.evals.summary import number, sections
@@ -134,7 +134,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     target.write_text("old")
 
     def write() -> None:
-        with atomic_write(target, "w") as stream:
+        with replacing(target, "w") as stream:
             stream.write("new")
             raise KeyboardInterrupt
 

@@ -331,7 +331,6 @@ def launch(arguments: list[str], processes: int, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_records_of_one(tmp_path: Path) -> None:
     arguments = ["sweep", "bed:mixture", "--methods", "ddim dpm++:order=2 ddim:eta=1.0", "--nfe", "4,8"]
     arguments += ["--seeds", "0-1", "--samples", "300", "--features", "raw", "--truth-steps", "20", "--quiet"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pathline.interpolants import GaussianPath
+from pathline.samplers import shift_time
 
 from .configurable import Configurable
 
@@ -38,11 +39,6 @@ def normal_cdf(z: Tensor) -> Tensor:
 
 def _normal_density(z: Tensor) -> Tensor:
     return (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
-
-
-def shift_time(t: Tensor, shift: float) -> Tensor:
-    """Shift times towards the noise end: tau' = shift tau / (1 + (shift - 1) tau), with tau = 1 - t."""
-    return t / (shift + (1 - shift) * t)
 
 
 class TimeDensity(Configurable):

@@ -6,30 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from pathline.samplers.files import replacing
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour of `path`, and rename it into place when the block ends well."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-        os.chmod(name, 0o644)  # mkstemp makes private files; results are meant to be shared
-        os.replace(name, target)
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:

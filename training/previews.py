@@ -8,7 +8,7 @@ import os
 import numpy as np
 from torch import Tensor
 
-from .files import replacing
+from pathline.samplers.files import replacing
 
 _SMALL_SIDE = 64
 _BORDER = 4

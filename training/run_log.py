@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import replacing
+from pathline.samplers.files import replacing
+
 from .options import TrainOptions
 
 LOG_FILE = "log.jsonl"

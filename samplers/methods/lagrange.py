@@ -9,11 +9,11 @@ import numpy as np
 
 from ..nodes import Nodes
 from ..numerics import Array, polynomial_weights
-from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .ipndm import IPNDM
 from .multistep import check_order, check_variant, exponential_shape, multistep, noise_steps, step_orders
+from .ratio_steps import ratio_multistep
 
 LMS = Reference(
     key="katherine2022lms",
@@ -25,24 +25,6 @@ LMS = Reference(
 DEIS = IPNDM
 RatioRule = Callable[[Array, int, int], Array]
 DEIS_VARIANTS = ("tab", "rhoab", "logrho", "released")
-
-
-def variable_step(nodes: Nodes, weights: list[Array | None]) -> Table:
-    """x'/signal' = x/signal + (ratio' − ratio)·Σ_j weights_ij·ε_{i−j}; None marks a data step (ends in λ)."""
-    program = Program(nodes)
-    x, history = program.state, list[Linear]()
-    signal, noise = nodes.signal, nodes.noise
-    for i, w in enumerate(weights):
-        if w is None:
-            data = program.query(x, i)
-            history.insert(0, (x - signal[i] * data) / noise[i])
-            carry = noise[i + 1] / noise[i]
-            x = program.let(carry * x + (signal[i + 1] - carry * signal[i]) * data)
-            continue
-        history.insert(0, program.query(x, i, "noise"))
-        carry = signal[i + 1] / signal[i]
-        x = program.let(carry * x + (noise[i + 1] - carry * noise[i]) * dot(w, history))
-    return program.finish(x)
 
 
 def ratio_weights(
@@ -81,7 +63,7 @@ def lms(nodes: Nodes, *, order: int = 4, lower_order_final: bool = False) -> Tab
         k-diffusion does not, and neither does the default.
     """
     check_order("lms", order, 1, 4)
-    return variable_step(nodes, ratio_weights(nodes, order, lower_order_final, lagrange, to_data=lower_order_final))
+    return ratio_multistep(nodes, ratio_weights(nodes, order, lower_order_final, lagrange, to_data=lower_order_final))
 
 
 @register(
@@ -104,7 +86,7 @@ def ipndm_v(nodes: Nodes, *, order: int = 4, variant: str = "exact", lower_order
     check_order("ipndm_v", order, 1, 4)
     check_variant("ipndm_v", variant, ("exact", "released"))
     rule = lagrange if variant == "exact" else released_ipndm_v
-    table = variable_step(nodes, ratio_weights(nodes, order, lower_order_final, rule, to_data=True))
+    table = ratio_multistep(nodes, ratio_weights(nodes, order, lower_order_final, rule, to_data=True))
     if variant == "released" and order == 4:
         return replace(table, frame="none: the released weights of order 4 do not sum to 1")
     return table
@@ -161,7 +143,7 @@ def deis(nodes: Nodes, *, order: int = 4, variant: str = "tab", lower_order_fina
     if variant == "logrho":
         return multistep(nodes, noise_steps(nodes), step_orders(nodes, order, lower), exponential_shape)
     rule = {"rhoab": lagrange, "tab": lagrange_in_vp_time, "released": released_tab}[variant]
-    table = variable_step(nodes, ratio_weights(nodes, order, lower, rule, to_data=True))
+    table = ratio_multistep(nodes, ratio_weights(nodes, order, lower, rule, to_data=True))
     return replace(table, frame=f"none: {_COARSE}") if variant == "released" else table
 
 

@@ -10,6 +10,7 @@ from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .multistep import check_order, check_variant
+from .ratio_steps import data_step, needs_data_step, ratio_step
 
 MOMENTUM = Reference(
     key="wizadwongsa2024momentum",
@@ -41,19 +42,6 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
     return [(constant + linear * beta) / beta for constant, linear in BETA_PARTS[order - 1]]
 
 
-def _ratio_step(program: Program, nodes: Nodes, i: int, x: Linear, noise: Linear) -> Linear:
-    carry = nodes.signal[i + 1] / nodes.signal[i]
-    return program.let(carry * x + (nodes.noise[i + 1] - carry * nodes.noise[i]) * noise)
-
-
-def _data_step(program: Program, nodes: Nodes, i: int, x: Linear) -> tuple[Linear, Linear]:
-    """(next state, noise) of a first-order data step, for steps from signal 0 or to noise 0."""
-    data = program.query(x, i)
-    carry = nodes.noise[i + 1] / nodes.noise[i]
-    noise = (x - nodes.signal[i] * data) / nodes.noise[i]
-    return program.let(carry * x + (nodes.signal[i + 1] - carry * nodes.signal[i]) * data), noise
-
-
 @register(
     "ghvb",
     cases=[
@@ -81,14 +69,14 @@ def ghvb(nodes: Nodes, *, order: float = 2.5) -> Table:
     program = Program(nodes)
     x, velocities = program.state, list[Linear]()
     for i in range(nodes.steps):
-        if nodes.noise[i + 1] == 0.0 or nodes.signal[i] == 0.0:
-            x, noise = _data_step(program, nodes, i, x)
+        if needs_data_step(nodes, i):
+            x, noise = data_step(program, nodes, i, x)
             velocities.insert(0, noise)  # only the first step from signal 0 is ever looked back at
             continue
         noise = program.query(x, i, "noise")
         velocity = noise if not velocities or beta == 1.0 else (1 - beta) * velocities[0] + beta * noise
         velocities.insert(0, program.let(velocity))
-        x = _ratio_step(program, nodes, i, x, dot(ghvb_weights(min(top, i + 1), beta), velocities))
+        x = ratio_step(program, nodes, i, x, dot(ghvb_weights(min(top, i + 1), beta), velocities))
     return program.finish(x)
 
 
@@ -123,8 +111,8 @@ def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str 
     program = Program(nodes)
     x, history, velocity = program.state, list[Linear](), Linear({})
     for i in range(nodes.steps):
-        if nodes.noise[i + 1] == 0.0 or nodes.signal[i] == 0.0:
-            x, noise = _data_step(program, nodes, i, x)
+        if needs_data_step(nodes, i):
+            x, noise = data_step(program, nodes, i, x)
             history.insert(0, noise)
             velocity = noise
             continue
@@ -132,5 +120,5 @@ def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str 
         direction = dot(ADAMS_BASHFORTH[min(order, i + 1) - 1], history)
         velocity = program.let(direction if i == 0 else (1 - beta) * velocity + beta * direction)
         ahead = velocity if variant == "heavy-ball" else (1 - beta) * velocity + beta * direction
-        x = _ratio_step(program, nodes, i, x, ahead)
+        x = ratio_step(program, nodes, i, x, ahead)
     return program.finish(x)

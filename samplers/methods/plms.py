@@ -8,6 +8,7 @@ from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .multistep import check_order
+from .ratio_steps import data_step, needs_data_step, ratio_step
 
 PNDM = Reference(
     key="liu2022pndm",
@@ -39,20 +40,15 @@ def plms(nodes: Nodes, *, order: int = 4) -> Table:
     check_order("plms", order, 1, 4)
     program = Program(nodes)
     x, history = program.state, list[Linear]()
-    signal, noise = nodes.signal, nodes.noise
     for i in range(nodes.steps):
-        if noise[i + 1] == 0.0 or signal[i] == 0.0:
-            data = program.query(x, i)
-            carry = noise[i + 1] / noise[i]
-            history.insert(0, (x - signal[i] * data) / noise[i])
-            x = program.let(carry * x + (signal[i + 1] - carry * signal[i]) * data)
+        if needs_data_step(nodes, i):
+            x, noise = data_step(program, nodes, i, x)
+            history.insert(0, noise)
             continue
-        carry = signal[i + 1] / signal[i]
-        span = noise[i + 1] - carry * noise[i]
         history.insert(0, program.query(x, i, "noise"))
         if i == 0 and order > 1:
-            ahead = program.query(carry * x + span * history[0], 1, "noise")
-            x = program.let(carry * x + span * 0.5 * (history[0] + ahead))
+            ahead = program.query(ratio_step(program, nodes, i, x, history[0]), 1, "noise")
+            x = ratio_step(program, nodes, i, x, 0.5 * (history[0] + ahead))
         else:
-            x = program.let(carry * x + span * dot(ADAMS_BASHFORTH[min(order, i + 1) - 1], history))
+            x = ratio_step(program, nodes, i, x, dot(ADAMS_BASHFORTH[min(order, i + 1) - 1], history))
     return program.finish(x)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..nodes import Nodes
-from ..program import Linear, Program
+from ..program import Program
 from ..registry import Case, Reference, register
 from ..table import Table
 from .multistep import check_variant
+from .ratio_steps import data_step, needs_data_step, ratio_step
 
 EDM = Reference(
     key="karras2022edm",
@@ -55,7 +56,7 @@ def euler(nodes: Nodes, *, variant: str = "auto") -> Table:
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
-        x = program.let(_ddim(nodes, i, x, program.query(x, i)))
+        x, _ = data_step(program, nodes, i, x)
     return program.finish(x)
 
 
@@ -83,16 +84,13 @@ def heun(nodes: Nodes, *, variant: str = "auto", lower_order_final: bool = True)
         return _heun_in_time(nodes, lower_order_final)
     program = Program(nodes)
     x = program.state
-    signal, noise = nodes.signal, nodes.noise
     for i in range(nodes.steps):
-        if signal[i] == 0.0 or noise[i + 1] == 0.0:
-            x = program.let(_ddim(nodes, i, x, program.query(x, i)))
+        if needs_data_step(nodes, i):
+            x, _ = data_step(program, nodes, i, x)
             continue
-        carry = signal[i + 1] / signal[i]
-        span = noise[i + 1] - carry * noise[i]
         first = program.query(x, i, "noise")
-        second = program.query(carry * x + span * first, i + 1, "noise")
-        x = program.let(carry * x + span * 0.5 * (first + second))
+        second = program.query(ratio_step(program, nodes, i, x, first), i + 1, "noise")
+        x = ratio_step(program, nodes, i, x, 0.5 * (first + second))
     return program.finish(x)
 
 
@@ -108,11 +106,6 @@ def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
             second = program.query(x + span * first, i + 1, "velocity")
             x = program.let(x + span * 0.5 * (first + second))
     return program.finish(x, frame="velocity")
-
-
-def _ddim(nodes: Nodes, i: int, x: Linear, data: Linear) -> Linear:
-    carry = nodes.noise[i + 1] / nodes.noise[i]
-    return carry * x + (nodes.signal[i + 1] - carry * nodes.signal[i]) * data
 
 
 def _in_time(nodes: Nodes, variant: str) -> bool:
