@@ -1,6 +1,7 @@
 """Trained folders and diffusers pipelines as sources, and the demonstration on top of them."""
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,10 +151,13 @@ def test_demo_shows_reports_and_reuses(flow: Path, tmp_path: Path, monkeypatch: 
 
 def test_threads_are_chosen_and_given_back() -> None:
     before = torch.get_num_threads()
-    with quickest_threads() as threads:
-        assert threads in (1, before)
-        assert torch.get_num_threads() == threads
-    assert torch.get_num_threads() == before
+    for slow in (1, 3):  # sleep in place of work: with one thread, then with three, is slow
+        torch.set_num_threads(3)
+        with quickest_threads(lambda slow=slow: time.sleep(0.02 if torch.get_num_threads() == slow else 0.0)) as chosen:
+            assert chosen == {1: 3, 3: 1}[slow]
+            assert torch.get_num_threads() == chosen
+        assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
 
 
 def test_demo_is_what_was_promised() -> None:

@@ -1,0 +1,58 @@
+"""The closed-form bridge of the goldens: x | data, source ~ N(anchor·source + signal·data, noise²)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathline.samplers import Nodes, Table, build_table, run
+
+from .goldens import FOLDER, index, mixture
+
+NEGLIGIBLE = 1e-12  # variances below it carry no observation (goldens/README.md)
+
+
+@cache
+def bridge_goldens() -> list[str]:
+    """Ids of the stored DBIM outputs."""
+    return [name for name in index() if name.startswith("dbim")]
+
+
+def data_prediction(x: Tensor, source: Tensor, anchor: float, signal: float, noise: float) -> Tensor:
+    """E[data | x, source] of the bridge mixture, shapes (B, ...)."""
+    w, m, tau, a, c, s = (mixture()[f"bridge_{k}"] for k in ("w", "m", "tau", "A", "c", "s"))
+    flat, y = x.flatten(1), source.flatten(1)
+    means = torch.einsum("kij,bj->bki", a, y) + c
+    log_weight = w.log() - y.shape[1] * tau.log() - ((y[:, None] - m) ** 2).sum(-1) / (2 * tau**2)
+    variance = signal**2 * s**2 + noise**2
+    pull = torch.zeros_like(means)
+    if float(variance.min()) >= NEGLIGIBLE:
+        off = flat[:, None] - anchor * y[:, None] - signal * means
+        log_weight = log_weight - 0.5 * y.shape[1] * variance.log() - (off**2).sum(-1) / (2 * variance)
+        pull = (signal * s**2 / variance)[None, :, None] * off
+    return (log_weight.softmax(-1)[..., None] * (means + pull)).sum(1).reshape(x.shape)
+
+
+def reproduce_bridge(name: str) -> tuple[Tensor, Tensor, Table]:
+    """(our sample, official sample, table) of one DBIM golden."""
+    case: dict[str, Any] = index()[name]
+    g, m = np.load(FOLDER / case["file"]), mixture()
+    nodes = Nodes(g["grid_b"], g["grid_c"], g["grid_t"], anchor=g["grid_a"])
+    options = {"order": case["order"]} if "order" in name else {"eta": case["extra"]["eta"]}
+    table = build_table("dbim", nodes, **options)
+    levels = iter(zip(g["eval_a"], g["eval_b"], g["eval_c"], strict=True))
+    draws = iter(g["noise_index"])
+    source = m["bridge_y"]
+    ours = run(
+        table,
+        lambda x, t: data_prediction(x, source, *(float(v) for v in next(levels))),
+        source,
+        anchors={"source": source},
+        noise=lambda row, slot, like: m["noise_bank"][next(draws)],
+    )
+    assert isinstance(ours, Tensor)
+    return ours, torch.tensor(g["sample"]), table
