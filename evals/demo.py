@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .images import load_images
 from .previews import preview_path
 from .report import Report, write_report
@@ -24,7 +26,7 @@ METHODS = (
     "ipndm:order=3",
 )
 BUDGETS = (3, 5, 8, 12, 20)
-SAMPLES = 256
+SAMPLES = 192
 TRUTH_STEPS = 80
 SHOWN = 64
 
@@ -40,7 +42,7 @@ def demo_settings(model: Path) -> SweepSettings:
         nfe=BUDGETS,
         runners=("sample", "scheduler"),
         samples=SAMPLES,
-        features="pca:32",
+        features="pca:16",
         truth_steps=TRUTH_STEPS,
         keep=SHOWN,
     )
@@ -65,7 +67,7 @@ def run_demo(out: str | Path, *, progress: bool = True, say: Say = print) -> Rep
     folder = Path(out)
     began = time.perf_counter()
     records = folder / "records.jsonl"
-    with quickest_threads():
+    with quickest_threads(_training_step()):
         model = _trained(folder / "generator", progress, say)
         say(f"Comparing {len(METHODS)} samplers at {BUDGETS[0]} to {BUDGETS[-1]} evaluations …")
         result = run_sweep(demo_settings(model), records, progress=progress, say=say)
@@ -77,6 +79,19 @@ def run_demo(out: str | Path, *, progress: bool = True, say: Say = print) -> Rep
     say(f"Generated digits: {grid}   Plots: {folder}/fd-vs-nfe.png, {folder}/rmse-vs-nfe.png   Records: {records}")
     say(f"Diffusers pipeline: {model}   Next: pathline sweep {model} --methods 'unipc:order=2 dpm++' --nfe 5,10")
     return report
+
+
+def _training_step() -> Callable[[], None]:
+    """A step of the training to come, to find out how many threads it is worth."""
+    from pathline.training import build_network, default_config
+
+    network = build_network(default_config("unet", (1, 8, 8)))
+    x, labels = torch.zeros(64, 1, 8, 8), torch.zeros(64)
+
+    def step() -> None:
+        network(x, labels).sample.square().mean().backward()
+
+    return step
 
 
 def _trained(folder: Path, progress: bool, say: Say) -> Path:

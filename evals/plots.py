@@ -101,7 +101,10 @@ def _draw_lines(axes: Axes, section: Section, metric: Metric) -> float | None:
 def _draw_levels(axes: Axes, section: Section, metric: Metric, lowest: float | None) -> None:
     levels = []
     if metric.key == "fd":
-        levels = [("fd_converged", "converged sampler", (0, (1, 1.5))), ("fd_floor", "perfect generator", (0, (5, 3)))]
+        levels = [
+            ("fd_converged", "converged sampler", (0, (1, 1.5))),
+            ("fd_floor", "perfect generator, on average", (0, (5, 3))),
+        ]
     elif metric.key == "rmse":
         levels = [("truth_gap", "accuracy of the reference", (0, (1, 1.5)))]
     for key, name, dashes in levels:

@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-_TRIALS = 3
-_PASSES = 6
+_TRIALS = 4
+_GAIN = 1.25  # what all threads must gain over one: on a machine that becomes busy they lose far more
 
 
-def _seconds(layer: torch.nn.Module, x: torch.Tensor, threads: int) -> float:
-    """Time of a few forward and backward passes."""
+def _seconds(work: Callable[[], Any], threads: int) -> float:
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    for _ in range(_PASSES):
-        layer(x).square().mean().backward()
+    work()
     return time.perf_counter() - start
 
 
 @contextmanager
-def quickest_threads() -> Iterator[int]:
-    """Use one thread or all of them, whichever runs small convolutions faster right now; undone at the end.
+def quickest_threads(work: Callable[[], Any]) -> Iterator[int]:
+    """Use one thread or all of them, whichever does ``work`` faster right now; undone at the end.
 
-    On small images a pool often costs more than it gives, and on a busy machine it can cost ten times more.
+    On small images a pool of threads often costs more than it gives, and on a busy machine ten times more.
+
+    Parameters
+    ----------
+    work : callable
+        A sample of the work, some tenths of a second long; called about ten times.
     """
     before = torch.get_num_threads()
-    layer = torch.nn.Sequential(
-        torch.nn.Conv2d(32, 64, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(64, 32, 3, padding=1)
-    )
-    x = torch.zeros(64, 32, 8, 8)
     try:
         candidates = sorted({1, before})
-        best = {threads: float("inf") for threads in candidates}
-        for trial in range(_TRIALS + 1):  # the first one starts the pools
+        best = dict.fromkeys(candidates, float("inf"))
+        for trial in range(_TRIALS):
             for threads in candidates:
-                seconds = _seconds(layer, x, threads)
-                best[threads] = min(best[threads], seconds) if trial else best[threads]
-        chosen = min(candidates, key=lambda threads: best[threads])
+                seconds = _seconds(work, threads)
+                if trial:  # the first round starts the pools
+                    best[threads] = min(best[threads], seconds)
+        chosen = before if best[1] > _GAIN * best[before] else 1
         torch.set_num_threads(chosen)
         yield chosen
     finally:
