@@ -26,6 +26,7 @@ METHODS = (
     "ipndm:order=3",
 )
 BUDGETS = (3, 5, 8, 12, 20)
+TRAIN_STEPS = 1000
 SAMPLES = 192
 TRUTH_STEPS = 80
 SHOWN = 64
@@ -102,10 +103,15 @@ def _trained(folder: Path, progress: bool, say: Say) -> Path:
         say(f"Using the generator in {folder}.")
         return folder
     resumed = any(folder.glob("checkpoint-*"))
-    say("Training a small generator on digit images, two minutes or less on two cores …")
+    say("Training a small generator on 1,797 real digit images, about two minutes on two cores …")
     try:
         train_model(
-            output_dir=str(folder), progress=progress, resume_from_checkpoint="latest" if resumed else None, cpu=True
+            output_dir=str(folder),
+            split="all",
+            max_train_steps=TRAIN_STEPS,
+            progress=progress,
+            resume_from_checkpoint="latest" if resumed else None,
+            cpu=True,
         )
     except TrainingInterruptedError as error:
         raise KeyboardInterrupt from error

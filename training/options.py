@@ -39,6 +39,7 @@ class TrainOptions:
     train_data_dir: str | None = _option(
         None, "Data", "Folder of images (classes = sub-folders), .npz, or files of a set."
     )
+    split: str = _option("train", "Data", "train, or all: also what a set holds out for testing.")
     resolution: int | None = _option(None, "Data", "Side in pixels; default that of the images.")
     center_crop: bool = _option(False, "Data", "Cut images that are not square to their central square.")
     random_flip: bool = _option(False, "Data", "Mirror half of the images, drawn anew each time.")
@@ -263,7 +264,11 @@ def _check_ranges(options: TrainOptions) -> None:
         _require(0 < getattr(options, name) < float("inf"), options, name, "a finite number above 0")
     for name in ("adam_beta1", "adam_beta2", "class_dropout"):
         _require(0 <= getattr(options, name) < 1, options, name, "in [0, 1)")
-    for name, allowed in (("mixed_precision", MIXED_PRECISION), ("lr_scheduler", LR_SCHEDULERS)):
+    for name, allowed in (
+        ("mixed_precision", MIXED_PRECISION),
+        ("lr_scheduler", LR_SCHEDULERS),
+        ("split", ("train", "all")),
+    ):
         if getattr(options, name) not in allowed:
             raise unknown_name(name, getattr(options, name), allowed)
 

@@ -88,6 +88,7 @@ class Trainer:
         trackers = check_trackers(options.report_to)
         self.data = load_data(
             options.dataset_name,
+            split=options.split,
             data_dir=options.train_data_dir,
             resolution=options.resolution,
             center_crop=options.center_crop,
@@ -355,7 +356,7 @@ class Trainer:
             "null_label": self.labels - 1 if self.labels is not None and options.class_dropout > 0 else None,
             "data": {
                 "name": options.dataset_name or options.train_data_dir,
-                "split": "train",
+                "split": options.split,
                 "images": len(self.data),
                 "shape": list(self.data.shape),
                 "resolution": options.resolution,
