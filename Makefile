@@ -74,4 +74,4 @@ docs: $(STAMP) ## write the table of methods in README.md anew from the registry
 
 clean: ## remove the environment, caches and build products; out/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find interpolants samplers training evals tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find interpolants samplers training evals tests -name __pycache__ -type d -prune -exec rm -rf {} +

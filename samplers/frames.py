@@ -7,7 +7,7 @@ point_mass
     Stochastic rows are checked in law: for point-mass data the noise seen by every query must have variance
     noise² (noise outputs are then what an exact network would return at that query).
 velocity
-    Constant velocity u: every query must equal x₀ + (time − time₀)·u.
+    Constant velocity u: every query must equal x₀ + (clock − clock₀)·u.
 none: reason
     Nothing is promised; `residuals` still reports the point-mass defect.
 """
@@ -151,7 +151,7 @@ def _velocity_output(table: Table, row: Row, query: Array) -> Array:
 
 
 def _velocity_residual(table: Table, value: Array, level: Level) -> float:
-    return float(abs(value[0] - 1.0) + abs(value[1] - (level.time - table.start.time)))
+    return float(abs(value[0] - 1.0) + abs(value[1] - (level.clock - table.start.clock)))
 
 
 _POINT_MASS = _Frame(3, _mass_start, _mass_output, _mass_residual)

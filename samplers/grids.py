@@ -93,14 +93,12 @@ def _user_nodes(path: GaussianPath, times: Sequence[float] | Array, options: dic
 
 
 def _path_nodes(path: GaussianPath, times: Array, clean_end: bool) -> Nodes:
-    signal, noise, signal_rate, noise_rate = points_at(path, times)
+    signal, noise, _, _ = points_at(path, times)
     if clean_end:
         end = path.at(1.0)
         signal = np.append(signal, float(end.signal) if float(end.noise) == 0.0 else 1.0)
         noise, times = np.append(noise, 0.0), np.append(times, 1.0)
-        signal_rate = np.append(signal_rate, float(end.signal_rate))
-        noise_rate = np.append(noise_rate, float(end.noise_rate))
-    return Nodes(signal, noise, times, path, signal_rate, noise_rate)
+    return Nodes(signal, noise, times, path)
 
 
 def shift_time(t: Times, shift: float) -> Times:

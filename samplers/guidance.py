@@ -46,7 +46,10 @@ class ClassifierFree:
         if not self.batched:
             conditional, unconditional = network(x, t, **kwargs), network(x, t, **free)
         else:
-            joined = {key: _join(kwargs.get(key), free[key], len(x)) for key in free}
+            missing = self.unconditional.keys() - kwargs.keys()
+            if missing:
+                raise ValueError(f"guidance replaces {sorted(missing)}, which model_kwargs does not hold")
+            joined = {key: _join(kwargs[key], free[key], len(x)) for key in free}
             both = network(torch.cat([x, x]), torch.cat([t, t]), **joined)
             conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, self.scale)

@@ -72,6 +72,7 @@ def run(
     NonFiniteError
         After the run, naming the first row whose registers were not finite.
     """
+    check_start(x_init, guidance)
     values = _initial_values(table, x_init, anchors or {})
     border = Border(model, table, x_init, prediction, guidance)
     index = _sample_indices(samples, x_init)
@@ -122,9 +123,18 @@ def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], 
     state.values[row.output] = output
 
 
+def check_start(x: Tensor, guidance: Any = None) -> None:
+    """Raise ValueError unless `x` is a non-empty, finite, floating-point batch and `guidance` can be called."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or len(x) == 0:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x_init must be a floating-point tensor of shape (B, ...) with B ≥ 1, got {shape}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x_init holds NaN or infinite values")
+    if guidance is not None and not callable(guidance):
+        raise ValueError(f"guidance={guidance!r} is not possible; pass ClassifierFree(scale, unconditional={{...}})")
+
+
 def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        raise ValueError("x_init must be a floating-point tensor of shape (B, ...)")
     missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
     if missing or extra:
         raise ValueError(

@@ -17,7 +17,10 @@ _PATH_TOLERANCE = 1e-5
 
 
 class Level(NamedTuple):
-    """One point of a path: x = signal·data + noise·ε (+ anchor·source), rates per unit of `time`."""
+    """One point of a path: x = signal·data + noise·ε (+ anchor·source).
+
+    `time` is the label the network gets; `clock` is the time that the rates and velocities refer to.
+    """
 
     time: float
     signal: float
@@ -25,6 +28,7 @@ class Level(NamedTuple):
     signal_rate: float | None = None
     noise_rate: float | None = None
     anchor: float = 0.0
+    clock: float = 0.0
 
     @property
     def lam(self) -> float:
@@ -47,7 +51,9 @@ class Nodes:
         Supplies points between nodes and rates. Without it both come from the family the nodes belong to:
         VP (signal² + noise² = 1), linear (signal + noise = 1) or VE (signal = 1).
     signal_rate, noise_rate : sequences of N+1 floats, optional
-        d/d(time) of the coefficients; needed only by velocity networks and methods that step in time.
+        d/d(time) of the coefficients, both or none; needed only by velocity networks and methods that step in time.
+        Without them a velocity is d x/d(time of `path`), whatever the labels are; for linear nodes without a path it is
+        data − noise; for VE nodes d x/d(time).
     anchor : sequence of N+1 floats, optional
         Coefficients of the source of a bridge.
 
@@ -80,10 +86,8 @@ class Nodes:
         self._path_time = self._locate()
         self.time = _column("time", time, len(self.signal)) if time is not None else self._default_time()
         self._check_time()
-        self.signal_rate = _column("signal_rate", signal_rate, len(self.signal)) if signal_rate is not None else None
-        self.noise_rate = _column("noise_rate", noise_rate, len(self.signal)) if noise_rate is not None else None
-        if self.signal_rate is None or self.noise_rate is None:
-            self.signal_rate, self.noise_rate = self._default_rates()
+        self._given_rates = signal_rate is not None or noise_rate is not None
+        self.clock, self.signal_rate, self.noise_rate = self._rates(signal_rate, noise_rate)
 
     @property
     def steps(self) -> int:
@@ -111,6 +115,7 @@ class Nodes:
             signal_rate,
             noise_rate,
             float(self.anchor[index]),
+            float(self.clock[index]),
         )
 
     @property
@@ -131,23 +136,30 @@ class Nodes:
         if self.path is not None:
             where = float(self.path.time_at(lam))
             point = self.path.at(where)
-            time, slope = self._label(where), self._label_slope()
-            rates = (float(point.signal_rate) / slope, float(point.noise_rate) / slope) if slope else (None, None)
-            return Level(time, float(point.signal), float(point.noise), *rates)
+            label = self._label(where)
+            level = Level(label, float(point.signal), float(point.noise), clock=label if self._given_rates else where)
+            unit = self._label_slope() if self._given_rates else 1.0  # given rates are per unit of the label
+            if unit is None:
+                return level
+            return level._replace(
+                signal_rate=float(point.signal_rate) / unit, noise_rate=float(point.noise_rate) / unit
+            )
         if self.family is None:
             raise ValueError(
                 "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
                 "(signal + noise = 1) nor VE (signal = 1); pass path=..."
             )
         signal, noise = _family_point(self.family, lam)
-        return Level(self._interpolated_label(lam), signal, noise)
+        level = Level(self._interpolated_label(lam), signal, noise, clock=signal)
+        known = self.family == "linear" and not self._given_rates
+        return level._replace(signal_rate=1.0, noise_rate=-1.0) if known else level
 
     def part(self, start: int, stop: int | None = None) -> Nodes:
         """Nodes start..stop (inclusive of both ends), for runs that begin late or end early."""
         window = slice(start, None if stop is None else stop + 1)
 
         def cut(values: Array | None) -> Array | None:
-            return None if values is None else values[window]
+            return None if values is None or not self._given_rates else values[window]
 
         return Nodes(
             self.signal[window],
@@ -229,26 +241,44 @@ class Nodes:
             return self.noise.copy()
         return np.asarray(np.arctan2(self.signal, self.noise) * (2 / np.pi))
 
-    def _default_rates(self) -> tuple[Array | None, Array | None]:
+    def _rates(
+        self, signal_rate: Sequence[float] | Array | None, noise_rate: Sequence[float] | Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """(clock, signal rate, noise rate): as given, else of the path, else of the family."""
+        if self._given_rates:
+            if signal_rate is None or noise_rate is None:
+                raise ValueError("signal_rate and noise_rate belong together; give both or none")
+            rates = [
+                _column(n, r, len(self.signal)) for n, r in (("signal_rate", signal_rate), ("noise_rate", noise_rate))
+            ]
+            self._check_direction(*rates)
+            return self.time, rates[0], rates[1]
         if self.path is not None and self._path_time is not None:
-            slope = self._label_slope()
-            if slope is None:
-                return None, None
-            _, _, signal_rate, noise_rate = points_at(self.path, self._path_time)
-            return signal_rate / slope, noise_rate / slope
-        slope = _slope(self.signal, self.time)
-        if self.family == "linear" and slope is not None:
-            return np.full_like(self.signal, 1 / slope), np.full_like(self.signal, -1 / slope)
+            _, _, *slopes = points_at(self.path, self._path_time)
+            return self._path_time, slopes[0], slopes[1]
+        if self.family == "linear":
+            return self.signal, np.ones_like(self.signal), -np.ones_like(self.signal)
         slope = _slope(self.noise, self.time)
         if self.family == "ve" and slope is not None:
-            return np.zeros_like(self.noise), np.full_like(self.noise, 1 / slope)
-        return None, None
+            return self.time, np.zeros_like(self.noise), np.full_like(self.noise, 1 / slope)
+        return self.time, None, None
+
+    def _check_direction(self, signal_rate: Array, noise_rate: Array) -> None:
+        """Rates must make signal/noise grow the way the labels run."""
+        growth = (signal_rate * self.noise - self.signal * noise_rate) * np.sign(self.time[-1] - self.time[0])
+        wrong = growth[:-1] < 0
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise ValueError(
+                f"signal_rate[{i}]={signal_rate[i]:g} and noise_rate[{i}]={noise_rate[i]:g} make signal/noise fall "
+                f"towards data; they are derivatives by `time`, which runs {self.time[0]:g} → {self.time[-1]:g}"
+            )
 
     def _label_slope(self) -> float | None:
         """d(label)/d(path time) where labels are an affine function of the path's time, else None."""
         assert self._path_time is not None
         inner = self.noise > 0  # the clean end may lie beyond the path
-        return _slope(self._path_time[inner], self.time[inner]) if inner.sum() > 1 else 1.0
+        return _slope(self._path_time[inner], self.time[inner]) if inner.sum() > 1 else None
 
     def _label(self, path_time: float) -> float:
         assert self._path_time is not None

@@ -14,7 +14,7 @@ from .border import Model
 from .grids import make_nodes
 from .guidance import Guidance
 from .keyed_noise import seed_of
-from .loop import run
+from .loop import check_start, run
 from .nodes import Nodes
 from .numerics import Array
 from .registry import build_table
@@ -88,6 +88,7 @@ def sample(
     ValueError
         Before any network call, when something asked for is unknown, impossible or inconsistent.
     """
+    check_start(x_init, guidance)
     path = path if path is not None else getattr(model, "path", None)
     prediction = prediction or getattr(model, "prediction", None) or "data"
     table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
@@ -144,6 +145,9 @@ def plan(
             raise ValueError("an explicit grid fixes the number of steps; leave out nfe and steps")
         nodes = grid if isinstance(grid, Nodes) else make_nodes(_required(path), grid, **(grid_options or {}))
         return build_table(method, nodes, **options)
+    for name, size in (("nfe", nfe), ("steps", steps)):
+        if size is not None and not isinstance(size, int):
+            raise ValueError(f"{name}={size!r} is not possible; it must be a whole number")
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe (={nfe}) or steps (={steps}), not both")
 

@@ -213,7 +213,10 @@ class Table:
             raise
         except Exception as error:
             raise ValueError(f"{path} is not a readable pathline table: {error}") from error
-        check(table)
+        try:
+            check(table)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is not a sound pathline table: {error}") from error
         return table
 
     def describe(self) -> str:
@@ -266,6 +269,8 @@ def _encode(table: Table, arrays: dict[str, Array]) -> dict[str, Any]:
 
 
 def _decode(content: dict[str, Any], arrays: dict[str, Array]) -> Table:
+    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+        raise ValueError("it holds no table")
     if content.get("format") != FORMAT_VERSION:
         raise ValueError(f"format {content.get('format')!r}; this version reads format {FORMAT_VERSION}")
 

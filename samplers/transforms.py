@@ -94,25 +94,24 @@ def _with_anchor(table: Table, name: str) -> Table:
         return table
     place = 1 + len(table.anchors)
 
-    def moved(value: int | None) -> int | None:
-        return value if value is None or value < place else value + 1
+    def moved(value: int) -> int:
+        return value if value < place else value + 1
 
     def terms(items: Terms) -> Terms:
-        return tuple((v if v < place else v + 1, c) for v, c in items)
+        return tuple((moved(v), c) for v, c in items)
 
     rows = tuple(
         replace(
             row,
-            query=moved(row.query),
-            output=moved(row.output),
+            query=None if row.query is None else moved(row.query),
+            output=None if row.output is None else moved(row.output),
             estimate=None if row.estimate is None else terms(row.estimate),
-            noises=tuple(z if z < place else z + 1 for z in row.noises),
-            updates=tuple(Update(u.target if u.target < place else u.target + 1, terms(u.terms)) for u in row.updates),
+            noises=tuple(moved(z) for z in row.noises),
+            updates=tuple(Update(moved(u.target), terms(u.terms)) for u in row.updates),
         )
         for row in table.rows
     )
-    result = table.result if table.result < place else table.result + 1
-    return replace(table, rows=rows, result=result, anchors=(*table.anchors, name))
+    return replace(table, rows=rows, result=moved(table.result), anchors=(*table.anchors, name))
 
 
 def apply_corrector(

@@ -20,6 +20,10 @@ _DIFFUSERS_PREDICTIONS = {
 }
 
 
+_ZERO_SNR_FLOOR = 2.0**-24
+"""What diffusers puts in the place of a terminal alphas_cumprod of 0."""
+
+
 class WrappedModel:
     """A network with everything `sample` must know about it.
 
@@ -111,7 +115,9 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
     ValueError
         The scheduler has neither betas nor flow sigmas, or an unknown prediction type.
     """
-    config = scheduler.config
+    config = getattr(scheduler, "config", None)
+    if config is None:
+        raise ValueError(f"scheduler must be a diffusers scheduler, got {type(scheduler).__name__}")
     dtype = getattr(network, "dtype", None)
     steps = int(config.get("num_train_timesteps", 1000))
     if is_flow(config, type(scheduler).__name__):
@@ -120,12 +126,13 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
         kind = config.get("prediction_type", "epsilon")
         if kind not in _DIFFUSERS_PREDICTIONS:
             raise unknown_name("prediction_type", str(kind), _DIFFUSERS_PREDICTIONS)
-        path = DiscretePath(tuple(scheduler.alphas_cumprod.double().tolist()))
+        levels = scheduler.alphas_cumprod.double().clamp_min(_ZERO_SNR_FLOOR)  # zero-terminal-SNR schedules end at 0
+        path = DiscretePath(tuple(levels.tolist()))
         wrapped = discrete_labels(network, path, _DIFFUSERS_PREDICTIONS[kind])
     else:
         raise ValueError(
             f"{type(scheduler).__name__} has neither alphas_cumprod nor flow sigmas; "
-            "wrap the network yourself with WrappedModel"
+            "wrap the network yourself with edm_preconditioned or WrappedModel"
         )
     wrapped.dtype = dtype if isinstance(dtype, torch.dtype) else None
     return wrapped

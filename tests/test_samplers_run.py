@@ -305,6 +305,29 @@ def test_callback_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5/5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("x", "arguments", "message"),
+    [
+        (torch.tensor(1.0), {}, r"shape \(B, ...\) with B ≥ 1"),
+        (torch.zeros(0, 3), {}, r"got \(0, 3\)"),
+        (torch.full((1, 3), torch.nan), {}, "NaN or infinite"),
+        (torch.zeros(1, 3), {"guidance": 2.0}, "pass ClassifierFree"),
+        (torch.zeros(1, 3), {"nfe": 3.5}, "nfe=3.5 is not possible; it must be a whole number"),
+    ],
+)
+def test_bad_starts_are_refused_before_any_call(x: Tensor, arguments: dict[str, Any], message: str) -> None:
+    model = Counter(TARGET.as_model(VPPath()))
+    with pytest.raises(ValueError, match=message):
+        sample(model, x, path=VPPath(), **arguments)
+    assert model.calls == 0
+
+
+def test_guidance_names_a_missing_condition() -> None:
+    guidance = ClassifierFree(2.0, {"labels": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"replaces \['labels'\], which model_kwargs does not hold"):
+        sample(TARGET.as_model(VPPath()), start(VPPath()), path=VPPath(), guidance=guidance)
+
+
 @pytest.mark.parametrize("bad", ["shape", "type", "init", "anchor"])
 def test_wrong_shapes_and_types(bad: str) -> None:
     path = VPPath()

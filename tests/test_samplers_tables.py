@@ -55,15 +55,39 @@ def test_families_supply_the_points_between() -> None:
     assert vp.level(1).signal_rate is None
 
 
-def test_path_supplies_rates_in_the_unit_of_the_labels() -> None:
+def test_path_supplies_rates_in_its_own_time() -> None:
     path = VPPath()
     times = np.linspace(0.1, 0.9, 5)
     point = path.at(torch.tensor(times))
     nodes = Nodes(point.signal.numpy(), point.noise.numpy(), 1000 * (1 - times), path)
-    assert nodes.level(2).signal_rate == pytest.approx(float(point.signal_rate[2]) / -1000)
+    assert nodes.level(2).signal_rate == pytest.approx(float(point.signal_rate[2]))
+    assert nodes.level(2).clock == pytest.approx(times[2])
     between = nodes.between(float(path.lam(0.45)))
     assert between.time == pytest.approx(550.0)
-    assert between.noise_rate == pytest.approx(float(path.noise_rate(0.45)) / -1000)
+    assert between.noise_rate == pytest.approx(float(path.noise_rate(0.45)))
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "dpm++", "ipndm"])
+@pytest.mark.parametrize("labels", [[0.1, 0.4, 0.7, 1.0], [900.0, 600.0, 300.0, 0.0], [900.0, 650.0, 100.0, 0.0]])
+@pytest.mark.parametrize("given", [True, False])
+def test_velocity_is_in_path_time_whatever_the_labels(method: str, labels: list[float], given: bool) -> None:
+    """data − noise on linear nodes, with or without the path, for labels in any unit and direction."""
+    nodes = Nodes([0.1, 0.4, 0.7, 1.0], [0.9, 0.6, 0.3, 0.0], labels, LinearPath() if given else None)
+    levels = {labels[i]: nodes.level(i) for i in range(4)}
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        level = levels[float(t[0])]
+        data = torch.tanh(x)
+        return data - (x - level.signal * data) / level.noise
+
+    x = torch.tensor([[0.5], [-1.0]], dtype=torch.float64)
+    wanted = run(build_table(method, nodes), lambda x, t: torch.tanh(x), x)
+    assert torch.allclose(run(build_table(method, nodes), velocity, x, prediction="velocity"), wanted)
+
+
+def test_time_steps_need_a_path_that_reaches_the_clean_end() -> None:
+    with pytest.raises(ValueError, match="variant='time' cannot take the step to noise 0 on path 've'"):
+        build_table("heun", make_nodes(VEPath(), "karras", 4), variant="time")
 
 
 def test_unknown_family_refuses_points_between() -> None:
@@ -86,6 +110,11 @@ def test_unknown_family_refuses_points_between() -> None:
         ({"signal": [[0.1, 0.5]], "noise": [0.9, 0.5]}, "one-dimensional"),
         ({"signal": [0.1, 0.5, 0.9], "noise": [0.9, 0.5, 0.1], "time": [0.0, 0.5, 0.2]}, "time must be monotone"),
         ({"signal": [0.1, 0.5], "noise": [0.9, 0.5], "path": VPPath()}, "does not lie on path 'vp'"),
+        ({"signal": [0.1, 0.5], "noise": [0.9, 0.5], "signal_rate": [1.0, 1.0]}, "give both or none"),
+        (
+            {"signal": [0.1, 0.5], "noise": [0.9, 0.5], "signal_rate": [-1.0] * 2, "noise_rate": [1.0] * 2},
+            "fall towards",
+        ),
     ],
 )
 def test_bad_nodes(arguments: dict[str, Any], message: str) -> None:
@@ -221,8 +250,12 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     content["rows"][1]["updates"][0][1][0][1] += 0.01
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="not exact in frame 'point_mass'"):
+    with pytest.raises(ValueError, match=r"t.json is not a sound pathline table.*not exact in frame 'point_mass'"):
         Table.load(file)
+    for damage in ({"rows": []}, {"result": 77}, {"method": None}):
+        file.write_text(json.dumps(content | damage))
+        with pytest.raises(ValueError, match=r"t.json is not a (sound|readable) pathline table"):
+            Table.load(file)
     file.write_text(json.dumps(content | {"format": 99}))
     with pytest.raises(ValueError, match=r"t\.json is not a readable pathline table: format 99"):
         Table.load(file)

@@ -36,7 +36,7 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 @register(
     "er-sde",
     cases=[
-        Case({}, 1, 1, "noise_ratio"),
+        Case({}, 2, 2, "noise_ratio"),
         Case({"variant": "ode"}, 2, 2, "noise_ratio"),
         Case({"order": 1, "variant": "sde5"}, 1, 1, "noise_ratio"),
     ],

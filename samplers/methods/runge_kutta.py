@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..nodes import Nodes
 from ..program import Program
 from ..registry import Case, Reference, register
@@ -51,7 +53,7 @@ def euler(nodes: Nodes, *, variant: str = "auto") -> Table:
         program = Program(nodes)
         x = program.state
         for i in range(nodes.steps):
-            x = program.let(x + (nodes.time[i + 1] - nodes.time[i]) * program.query(x, i, "velocity"))
+            x = program.let(x + (nodes.clock[i + 1] - nodes.clock[i]) * program.query(x, i, "velocity"))
         return program.finish(x, frame="velocity")
     program = Program(nodes)
     x = program.state
@@ -98,7 +100,7 @@ def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
-        span = nodes.time[i + 1] - nodes.time[i]
+        span = nodes.clock[i + 1] - nodes.clock[i]
         first = program.query(x, i, "velocity")
         if nodes.noise[i + 1] == 0.0 and lower_order_final:
             x = program.let(x + span * first)
@@ -111,4 +113,9 @@ def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
 def _in_time(nodes: Nodes, variant: str) -> bool:
     if variant == "auto":
         return nodes.family == "linear" and nodes.signal_rate is not None
+    if variant == "time" and not np.diff(nodes.clock).all():
+        raise ValueError(
+            f"variant='time' cannot take the step to noise 0 on path {getattr(nodes.path, 'name', None)!r}, whose time "
+            f"ends before it; use variant='sigma' or a grid with final='path'"
+        )
     return variant == "time"
