@@ -79,6 +79,7 @@ def run(
     if isinstance(seed, torch.Generator):
         seed = seed_of(seed)
     draw = noise or _keyed_source(seed, index)
+    like = values[0]
     state = RunState(table, values, index, dict(model_kwargs or {}))
     combine = Combiner(x_init.device)
     norms: list[tuple[list[int], list[Tensor]]] = []
@@ -88,7 +89,7 @@ def run(
             _evaluate(state, border, row, hooks, combine)
             for slot, z in enumerate(row.noises):
                 if z >= 0:
-                    state.values[z] = draw(k, slot, next(iter(state.values.values())))
+                    state.values[z] = draw(k, slot, like)
             for target, terms in row.updates:
                 state.values[target] = combine(terms, state.values)
             for hook in hooks:
@@ -220,4 +221,8 @@ def _bar(table: Table, shown: bool) -> Iterator[Callable[[bool], None]]:
     from tqdm.auto import tqdm
 
     with tqdm(total=table.evaluations, desc=table.method, unit="call") as bar:
-        yield lambda called: bar.update(int(called)) and None
+
+        def tick(called: bool) -> None:
+            bar.update(int(called))
+
+        yield tick

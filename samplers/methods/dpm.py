@@ -37,8 +37,6 @@ DPM_SOLVER_PP = Reference(
     venue="arXiv",
     arxiv="2211.01095",
 )
-
-
 K_DIFFUSION = Reference(
     key="crowson2022kdiffusion",
     authors="Crowson, Katherine",
@@ -123,9 +121,8 @@ def dpmpp_sde(
         raise ValueError(f"eta={eta!r} and s_noise={s_noise!r} must not be negative for dpm++-sde")
     steps = data_steps(nodes, eta)
     steps = replace(steps, fresh=steps.fresh * s_noise)
-    table = _multistep(
-        "dpm++-sde", nodes, steps, order, "heun" if order == 3 and variant == "midpoint" else variant, lower_order_final
-    )
+    second_order = "heun" if order == 3 and variant == "midpoint" else variant
+    table = _multistep("dpm++-sde", nodes, steps, order, second_order, lower_order_final)
     return table if s_noise == 1.0 else replace(table, law="none: s_noise is not 1")
 
 

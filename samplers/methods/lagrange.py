@@ -9,22 +9,25 @@ import numpy as np
 
 from ..nodes import Nodes
 from ..numerics import Array, polynomial_weights
-from ..registry import Case, Reference, register
+from ..registry import Case, register
 from ..table import Table
+from .dpm import K_DIFFUSION
 from .ipndm import IPNDM
 from .multistep import check_order, check_variant, exponential_shape, multistep, noise_steps, step_orders
 from .ratio_steps import ratio_multistep
 
-LMS = Reference(
-    key="katherine2022lms",
-    authors="Crowson, Katherine",
-    title="k-diffusion: linear multistep sampler",
-    year=2022,
-    venue="https://github.com/crowsonkb/k-diffusion",
-)
+LMS = K_DIFFUSION
 DEIS = IPNDM
 RatioRule = Callable[[Array, int, int], Array]
 DEIS_VARIANTS = ("tab", "rhoab", "logrho", "released")
+
+# the linear VP schedule that the released DEIS code fits to noise/signal in [0.002, 80]
+_EPS, _LOW, _HIGH = 1e-3, np.log1p(0.002**2), np.log1p(80.0**2)
+_BETA_SPAN = float(2 * (_LOW / _EPS - _HIGH) / (_EPS - 1))
+_BETA_MIN = float(_HIGH - 0.5 * _BETA_SPAN)
+_GAUSS_NODES, _GAUSS_WEIGHTS = (
+    0.5 * (a + b) for a, b in zip(np.polynomial.legendre.leggauss(64), (1.0, 0.0), strict=True)
+)
 
 
 def ratio_weights(
@@ -144,7 +147,7 @@ def deis(nodes: Nodes, *, order: int = 4, variant: str = "tab", lower_order_fina
         return multistep(nodes, noise_steps(nodes), step_orders(nodes, order, lower), exponential_shape)
     rule = {"rhoab": lagrange, "tab": lagrange_in_vp_time, "released": released_tab}[variant]
     table = ratio_multistep(nodes, ratio_weights(nodes, order, lower, rule, to_data=True))
-    return replace(table, frame=f"none: {_COARSE}") if variant == "released" else table
+    return replace(table, frame="none: the released quadrature is coarse") if variant == "released" else table
 
 
 def vp_time(ratio: Array) -> Array:
@@ -178,14 +181,3 @@ def _vp_time_integral(ratio: Array, i: int, p: int, points: Array, point_weights
         [np.prod([(time - b) / (a - b) for b in rest], axis=0) for a, rest in zip(known, others, strict=True)]
     )
     return np.asarray((basis.reshape(p, -1) * (point_weights * slope)).sum(axis=1))
-
-
-_COARSE = "the released quadrature is coarse"
-
-
-_EPS, _LOW, _HIGH = 1e-3, np.log1p(0.002**2), np.log1p(80.0**2)
-_BETA_SPAN = float(2 * (_LOW / _EPS - _HIGH) / (_EPS - 1))
-_BETA_MIN = float(_HIGH - 0.5 * _BETA_SPAN)
-_GAUSS_NODES, _GAUSS_WEIGHTS = (
-    0.5 * (a + b) for a, b in zip(np.polynomial.legendre.leggauss(64), (1.0, 0.0), strict=True)
-)

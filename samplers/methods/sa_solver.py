@@ -79,7 +79,7 @@ def sa(
     behind = [max(0, min(corrector_order - 1, p)) for p in _corrector_orders(nodes, corrector_order, lower_order_final)]
     rule = _exact_corrector if exact else _corrector_shape
     shapes = grouped_weights(nodes, steps.z, [max(1, b) for b in behind], lambda p, z: rule(p, z, corrector_order))
-    return corrected(table, nodes, steps, shapes)
+    return corrected(table, nodes, steps, shapes, "data")
 
 
 def _taus(nodes: Nodes, tau: float | Sequence[float], window: tuple[float, float] | None) -> Array:

@@ -85,7 +85,7 @@ def unipc(
         if not 0 <= step < nodes.steps:
             raise ValueError(f"disable_corrector holds step {step}, but there are steps 0..{nodes.steps - 1}")
         shapes[step] = None
-    return corrected(predictor, nodes, steps, shapes)
+    return corrected(predictor, nodes, steps, shapes, form)
 
 
 def exact_corrector(table: Table, nodes: Nodes, *, order: int = 2) -> Table:
@@ -103,13 +103,13 @@ def exact_corrector(table: Table, nodes: Nodes, *, order: int = 2) -> Table:
     steps = data_steps(nodes)
     orders = step_orders(nodes, order, lower_order_final=False)
     shapes = grouped_weights(nodes, steps.z, orders, lambda points, z: corrector_shape(points, z, "exact"))
-    return corrected(table, nodes, steps, shapes)
+    return corrected(table, nodes, steps, shapes, "data")
 
 
-def corrected(table: Table, nodes: Nodes, steps: Steps, shapes: Sequence[Array | None]) -> Table:
+def corrected(table: Table, nodes: Nodes, steps: Steps, shapes: Sequence[Array | None], form: str) -> Table:
     """Apply corrector shapes (relative to the step's total weight) to a multistep table of the same steps."""
     weights = [None if shape is None else shape * steps.total[i] for i, shape in enumerate(shapes)]
-    return apply_corrector(table, nodes, steps.carry, weights, form=steps.forms[0 if nodes.steps == 1 else 1])
+    return apply_corrector(table, nodes, steps.carry, weights, form=form)
 
 
 def corrector_shape(points: Array, z: Array, variant: str) -> Array:
