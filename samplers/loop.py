@@ -136,6 +136,9 @@ def check_start(x: Tensor, guidance: Any = None) -> None:
 
 
 def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    start = table.start
+    if "source" in table.anchors and start.anchor == 1.0 and start.signal == start.noise == 0.0:
+        anchors = {"source": x, **anchors}  # a run that starts at its source
     missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
     if missing or extra:
         raise ValueError(

@@ -53,7 +53,6 @@ def end(order: int, steps: int) -> float:
         build_table("dbim", nodes, order=order, source_time=1.0),
         model,
         y,
-        anchors={"source": y},
         noise=lambda row, slot, like: torch.ones_like(like),
     )
     return float(out)
@@ -76,7 +75,10 @@ def test_refusals() -> None:
         (lambda: build_table("dbim", nodes, order=2, eta=0.5), "orders above 1 are deterministic"),
         (lambda: build_table("dbim", nodes, eta=2.0), "allowed: 0 to 1"),
         (lambda: nodes.between(0.0), "points between the nodes of a bridge"),
-        (lambda: run(build_table("dbim", nodes), lambda x, t: x, torch.zeros(1, 2)), r"missing \['source'\]"),
+        (
+            lambda: run(build_table("dbim", nodes), lambda x, t: x, torch.zeros(1, 2), anchors={"y": torch.zeros(2)}),
+            "unknown",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

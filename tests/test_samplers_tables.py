@@ -375,6 +375,13 @@ def test_corrector_refuses_inner_stages() -> None:
         apply_corrector(build_table("heun", nodes), nodes, np.ones(4), [None] * 4)
 
 
+def test_momentum_may_be_given_by_itself() -> None:
+    nodes = make_nodes(VPPath(), "logsnr", 5)
+    assert build_table("ghvb", nodes, order=3, beta=0.5).rows == build_table("ghvb", nodes, order=2.5).rows
+    with pytest.raises(ValueError, match="needs a whole order"):
+        build_table("ghvb", nodes, order=2.5, beta=0.5)
+
+
 def test_orders_one_are_all_ddim() -> None:
     for nodes in (make_nodes(VPPath(), "logsnr", 5), make_nodes(LinearPath(), "karras", 5)):
         wanted = build_table("ddim", nodes)

@@ -36,6 +36,8 @@ def dbim(nodes: Nodes, *, order: int = 1, eta: float = 0.0, source_time: float |
     at the source itself, where the noise is 0: one call there and one draw of booting noise lead to node 0, so that
     N steps cost N + 1 calls. The last step has order 1 and adds no noise.
 
+    The source is the initial state; `run` takes it from there unless it is given as an anchor.
+
     Parameters
     ----------
     order : {1, 2, 3}

@@ -50,7 +50,7 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
     ],
     reference=MOMENTUM,
 )
-def ghvb(nodes: Nodes, *, order: float = 2.5) -> Table:
+def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None) -> Table:
     """Generalised heavy ball of any fractional order m: order ⌈m⌉ with momentum β = m − ⌊m⌋ (1 for integers).
 
     v ← (1 − β)·v + β·ε, and x/signal moves in noise/signal along a combination of past v. Larger stability region
@@ -61,11 +61,17 @@ def ghvb(nodes: Nodes, *, order: float = 2.5) -> Table:
     Parameters
     ----------
     order : float in (0, 5]
+    beta : float in (0, 1], optional
+        Momentum by itself, with a whole `order`: order=3, beta=0.5 is order=2.5.
     """
     if not 0 < order <= 5:
         raise ValueError(f"order={order!r} is not possible for ghvb; allowed: above 0, at most 5")
+    if beta is not None and (order != ceil(order) or not 0 < beta <= 1):
+        raise ValueError(
+            f"beta={beta!r} with order={order!r} is not possible for ghvb; beta in (0, 1] needs a whole order"
+        )
     top = ceil(order)
-    beta = order - floor(order) or 1.0
+    beta = beta if beta is not None else order - floor(order) or 1.0
     program = Program(nodes)
     x, velocities = program.state, list[Linear]()
     for i in range(nodes.steps):
