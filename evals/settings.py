@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +174,6 @@ class SweepSettings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values of all fields."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def with_overrides(self, **changes: Any) -> SweepSettings:
-        """A copy with the changes that are not None."""
-        return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
 EXECUTION = ("batch_size", "device", "keep")

@@ -22,7 +22,7 @@ import numpy as np
 
 from .nodes import Level, Nodes
 from .numerics import Array
-from .table import Coefficient, Row, Table, Terms, Update
+from .table import Coefficient, Row, Table, Update
 
 
 class Linear:
@@ -58,9 +58,6 @@ class Linear:
         return " + ".join(f"{c}·[{value}]" for value, c in self.terms.items()) or "0"
 
 
-ZERO = Linear({})
-
-
 def dot(weights: Iterable[Coefficient] | Array, values: Iterable[Linear]) -> Linear:
     """Σ_j weights_j·values_j over the shorter of the two."""
     total = dict[int, Coefficient]()
@@ -76,7 +73,6 @@ class _OpenRow:
     form: str
     query: int | None
     output: int | None
-    estimate: Terms | None = None
     noises: list[int] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
 
@@ -148,7 +144,7 @@ class Program:
             if row.query is not None:
                 used.add(row.query)
             noises = tuple(z if z in used else -1 for z in row.noises)
-            rows.append(Row(row.level, row.form, row.query, row.output, row.estimate, noises, tuple(reversed(updates))))
+            rows.append(Row(row.level, row.form, row.query, row.output, None, noises, tuple(reversed(updates))))
         rows.reverse()
         end = self.nodes.level(self.nodes.steps)
         return Table(rows=tuple(rows), start=self.nodes.level(0), end=end, result=result, anchors=self.anchors,

@@ -13,7 +13,7 @@ from ..nodes import Level, Nodes
 from ..program import Linear, Program
 from ..registry import Case, Reference, register
 from ..table import Table
-from .runge_kutta import EDM
+from .runge_kutta import EDM, heun_step
 
 RESTART = Reference(
     key="xu2023restart",
@@ -34,18 +34,6 @@ def renoise(program: Program, x: Linear, start: Level, end: Level, s_noise: floa
     """X at `start` with noise added until it lies on the noisier `end`: x/signal + √(ratio'² − ratio²)·z."""
     grown = sqrt(max(0.0, _ratio(end) ** 2 - _ratio(start) ** 2))
     return program.let((end.signal / start.signal) * x + (end.signal * grown * s_noise) * program.noise())
-
-
-def heun_step(program: Program, x: Linear, start: Level, end: Level) -> Linear:
-    """Heun in noise/signal from `start` to `end`; a data step from signal 0 or to noise 0."""
-    if start.signal == 0.0 or end.noise == 0.0:
-        carry = end.noise / start.noise
-        return program.let(carry * x + (end.signal - carry * start.signal) * program.query(x, start))
-    carry = end.signal / start.signal
-    span = end.noise - carry * start.noise
-    first = program.query(x, start, "noise")
-    second = program.query(carry * x + span * first, end, "noise")
-    return program.let(carry * x + span * 0.5 * (first + second))
 
 
 @register(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..nodes import Nodes
-from ..program import Program
+from ..nodes import Level, Nodes
+from ..program import Linear, Program
 from ..registry import Case, Reference, register
 from ..table import Table
 from .multistep import check_variant
-from .ratio_steps import data_step, needs_data_step, ratio_step
+from .ratio_steps import data_step
 
 EDM = Reference(
     key="karras2022edm",
@@ -87,13 +87,20 @@ def heun(nodes: Nodes, *, variant: str = "auto", lower_order_final: bool = True)
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
-        if needs_data_step(nodes, i):
-            x, _ = data_step(program, nodes, i, x)
-            continue
-        first = program.query(x, i, "noise")
-        second = program.query(ratio_step(program, nodes, i, x, first), i + 1, "noise")
-        x = ratio_step(program, nodes, i, x, 0.5 * (first + second))
+        x = heun_step(program, x, nodes.level(i), nodes.level(i + 1))
     return program.finish(x)
+
+
+def heun_step(program: Program, x: Linear, start: Level, end: Level) -> Linear:
+    """Heun in noise/signal from `start` to `end`; a data step from signal 0 or to noise 0."""
+    if start.signal == 0.0 or end.noise == 0.0:
+        carry = end.noise / start.noise
+        return program.let(carry * x + (end.signal - carry * start.signal) * program.query(x, start))
+    carry = end.signal / start.signal
+    span = end.noise - carry * start.noise
+    first = program.query(x, start, "noise")
+    second = program.query(carry * x + span * first, end, "noise")
+    return program.let(carry * x + span * 0.5 * (first + second))
 
 
 def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
