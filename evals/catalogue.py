@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathline.interpolants import unknown_name
 from pathline.samplers import MethodInfo, Table, list_methods, method_info, plan
 from pathline.training.setup import make_path
 
 from .settings import parse_spec
+
+if TYPE_CHECKING:
+    from pathline.samplers.analysis import Analysis
 
 FORMATS = ("text", "markdown", "json", "bibtex")
 
@@ -121,3 +124,10 @@ def compile_table(method: str, path: str, grid: str, nfe: int) -> Table:
     how, where, which = parse_spec(method), parse_spec(path), parse_spec(grid)
     on = make_path(where.name, where.options)
     return plan(on, how.name, nfe=nfe, grid=which.name, grid_options=which.options, **how.options)
+
+
+def inspect_table(table: Table, stats: str | None = None) -> Analysis:
+    """Analyse a table, on the data set `stats` if one is named (see `ranking.spectrum_of`)."""
+    from .ranking import spectrum_of
+
+    return table.analyse(spectrum_of(stats) if stats is not None else None)

@@ -191,16 +191,52 @@ def inspect(
     path: Annotated[str, typer.Option(help="Path by name, as in 'linear' or 'vp:beta_max=10'.")] = "linear",
     grid: Annotated[str, typer.Option(help="Grid, as in 'logsnr' or 'karras:rho=5'.")] = "logsnr",
     nfe: Annotated[int, typer.Option(help="Budget of evaluations.")] = 5,
+    stats: Annotated[str | None, typer.Option(help="Data for the Gaussian transfer: as `pathline rank` takes.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw stability and transfer to this .png.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the table to .json or .safetensors.")] = None,
 ) -> None:
-    """Compile a method and print its rows; no model is needed."""
-    from .catalogue import compile_table
+    """Compile a method, print its rows and what they say: orders, exactness, stability, Gaussian transfer."""
+    from .catalogue import compile_table, inspect_table
 
     table = compile_table(method, path, grid, nfe)
     typer.echo(table.describe())
+    found = inspect_table(table, stats)
+    typer.echo(f"\n{found}")
+    if plot is not None:
+        from .analysis_plots import draw_analysis
+        from .plots import png_bytes, save_png
+
+        save_png(png_bytes(draw_analysis(found)), plot)
+        typer.echo(f"Plot written to {plot}")
     if save is not None:
         table.save(save)
         typer.echo(f"Table written to {save}")
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def rank(
+    ctx: typer.Context,
+    *,
+    stats: Annotated[str, typer.Option(help="Statistics or sample .npz, image folder, data set or bed:NAME.")],
+    nfe: Annotated[str, typer.Option(help="Budgets, as in 5 8 10 or 5,8,10 or 4-8.")] = "5 8 10",
+    path: Annotated[str, typer.Option(help="Path by name, as in 'linear' or 'vp:beta_max=10'.")] = "linear",
+    methods: Annotated[str | None, typer.Option(help="Methods; every declared configuration by default.")] = None,
+    grids: Annotated[
+        str | None, typer.Option(help="Grids, as in 'time gaussian'; all by default.")
+    ] = None,
+    afs: Annotated[bool, typer.Option(help="Rank analytic first steps too (where methods are not named).")] = True,
+    top: Annotated[int, typer.Option(min=1, help="Rows shown for each budget.")] = 15,
+    save: Annotated[Path | None, typer.Option(help="Write all rows to .csv or .json.")] = None,
+) -> None:
+    """Rank methods and grids for a data set from its covariance alone; no network, no samples."""
+    from .ranking import rank_data_set, ranking_text, save_ranking
+
+    budgets = _integers(",".join([*nfe.split(), *ctx.args]))  # what follows `--nfe 5` as in `--nfe 5 8 10`
+    found = rank_data_set(stats, path, budgets or (), _words(methods), _words(grids), afs=afs)
+    typer.echo(ranking_text(found, top))
+    if save is not None:
+        save_ranking(found, save)
+        typer.echo(f"All rows written to {save}")
 
 
 @app.command()
@@ -267,6 +303,27 @@ def demo(
     except KeyboardInterrupt:
         _say(f"Interrupted; what is finished is in {out}. The same command goes on from there.")
         raise typer.Exit(130) from None
+
+
+@app.command()
+def agree(
+    *,
+    out: Annotated[Path | None, typer.Option(help="Also write the page of the documentation here.")] = None,
+    all_steps: Annotated[bool, typer.Option("--all-steps", help="Every setting at all steps from 1 to 50.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare our tables with the schedulers of diffusers, class by class (minutes)."""
+    from pathline.samplers.files import replacing
+
+    from .agreement import agreement, agreement_page, print_agreement
+
+    results = agreement(all_steps=all_steps, report=None if quiet else _say)
+    print_agreement(results)
+    if out is not None:
+        page = agreement_page(results, all_steps)
+        with replacing(out, "wb") as stream:
+            stream.write(page.encode())
+        typer.echo(f"Page written to {out}")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Time runs from 0 (base, noise) to 1 (data); a velocity is d state/d time.
 from .catalog import list_paths, path_by_name, path_from_config
 from .components import ComponentTarget
 from .conversions import coefficients, convert
+from .diffusion_bridge import DiffusionBridge
 from .discrete_path import DiscretePath
 from .dynamics import (
     EPSILONS,
@@ -62,6 +63,7 @@ __all__ = [
     "ComponentTarget",
     "CosinePath",
     "CosineVPPath",
+    "DiffusionBridge",
     "DiscretePath",
     "EDMPath",
     "EncoderDecoderEnds",

@@ -1,10 +1,13 @@
 """How to integrate: every sampler is compiled to a table of coefficients, and one loop runs any table."""
 
-from . import methods
+from . import analysis, methods
+from .adaptive import AdaptiveError, BrownianPath, adaptive_info, brownian_noise, list_adaptive
 from .border import Border
+from .bridge_nodes import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
 from .frames import InvariantError, check, propagate, residuals
-from .grids import list_grids, make_nodes, shift_time
+from .grids import GridInfo, grid_info, list_grids, make_nodes, register_grid, shift_time
 from .guidance import ClassifierFree, Guidance
+from .heavy_ball import heavy_ball
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
 from .loop import run
 from .nodes import Level, Nodes
@@ -13,7 +16,8 @@ from .registry import Case, MethodInfo, Reference, build_table, list_methods, me
 from .run_state import Hook, NonFiniteError, Result, RunState, StepInfo
 from .sampling import plan, sample
 from .table import Row, Table, Update
-from .transforms import analytic_first_step, apply_corrector, denoise_end
+from .thresholding import DynamicThreshold, StaticThreshold
+from .transforms import AnalyticStart, analytic_first_step, apply_corrector, denoise_end
 from .wrappers import (
     WrappedModel,
     discrete_labels,
@@ -25,9 +29,15 @@ from .wrappers import (
 
 __all__ = [
     "START_NOISE",
+    "AdaptiveError",
+    "AnalyticStart",
     "Border",
+    "BridgeNodes",
+    "BrownianPath",
     "Case",
     "ClassifierFree",
+    "DynamicThreshold",
+    "GridInfo",
     "Guidance",
     "Hook",
     "InvariantError",
@@ -41,12 +51,18 @@ __all__ = [
     "Result",
     "Row",
     "RunState",
+    "StaticThreshold",
     "StepInfo",
     "Table",
     "Update",
     "WrappedModel",
+    "adaptive_info",
+    "analysis",
     "analytic_first_step",
     "apply_corrector",
+    "bbdm_nodes",
+    "bridge_nodes",
+    "brownian_noise",
     "build_table",
     "check",
     "denoise_end",
@@ -54,7 +70,11 @@ __all__ = [
     "dot",
     "edm_preconditioned",
     "from_diffusers",
+    "grid_info",
+    "heavy_ball",
+    "i2sb_nodes",
     "keyed_normal",
+    "list_adaptive",
     "list_grids",
     "list_methods",
     "make_nodes",
@@ -63,7 +83,9 @@ __all__ = [
     "plan",
     "propagate",
     "register",
+    "register_grid",
     "residuals",
+    "resshift_nodes",
     "reversed_flow",
     "run",
     "sample",

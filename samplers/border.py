@@ -1,9 +1,9 @@
-"""The border to the network: labels, dtype, guidance, conversion and the count of evaluations."""
+"""The border to the network: labels, dtype, guidance, conversion, thresholding and the count of evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,67 +12,156 @@ from pathline.interpolants import PREDICTIONS, coefficients, unknown_name
 
 from .combine import affine
 from .guidance import Guidance
+from .nodes import Level
 from .table import Row, Table
+from .thresholding import Thresholding
 
 Model = Callable[..., Tensor]
+Pair = tuple[float, float]
+T = TypeVar("T")
 
 
 class Border:
-    """Calls the network for the rows of one table and converts its output to each row's form.
-
-    Everything a row needs (time label, the two conversion coefficients) is computed before the first call.
+    """Calls the network at any level of a path and converts its output to any form.
 
     Parameters
     ----------
     model : callable (x, t, **kwargs) -> output, t of shape (B,)
-    table : Table
     x : Tensor
         Any tensor of the run: gives device, the network's dtype and the dtype of t.
     prediction : {"data", "noise", "velocity", "v", "score"}
     guidance : Guidance, optional
+    thresholding : callable, optional
+        Applied to the data prediction, after guidance and before anything is stored; see `thresholding`.
+
+    Attributes
+    ----------
+    evaluations : int
+        Network calls so far; a guided call counts once.
 
     Raises
     ------
     ValueError
-        Unknown prediction, or a row at which the network's output does not determine what the row stores
-        (noise prediction at signal 0, velocity without rates).
+        Unknown prediction, or a thresholding that cannot be called.
     """
 
     def __init__(
         self,
         model: Model,
-        table: Table,
         x: Tensor,
         prediction: str = "data",
         guidance: Guidance | None = None,
+        thresholding: Thresholding | None = None,
     ) -> None:
+        if prediction not in PREDICTIONS:
+            raise unknown_name("prediction", prediction, PREDICTIONS)
+        if thresholding is not None and not callable(thresholding):
+            raise ValueError(
+                f"thresholding={thresholding!r} is not possible; pass StaticThreshold(1.0), DynamicThreshold(0.995) or "
+                "any function of the data prediction"
+            )
         self.model = model
+        self.prediction = prediction
         self.guidance = guidance
+        self.thresholding = thresholding
         self.network_dtype = x.dtype
+        self.label_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.evaluations = 0
-        self.conversions = row_conversions(table, prediction)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.labels = torch.tensor([row.level.time for row in table.rows], dtype=wide, device=x.device)
 
-    def __call__(
-        self, index: int, row: Row, query: Tensor, kwargs: Mapping[str, Any], source: Tensor | None = None
+    def conversion(self, level: Level, form: str) -> tuple[Pair, ...]:
+        """Host coefficients (c_x, c_out) of each conversion from the network's output to `form` at `level`.
+
+        One pair; with thresholding two, to the data and from there to `form`.
+
+        Raises
+        ------
+        ValueError
+            The prediction does not determine `form` (or the data to be thresholded) at this level.
+        """
+        if self.thresholding is None:
+            return (_coefficients(level, self.prediction, form),)
+        return (_coefficients(level, self.prediction, "data"), _coefficients(level, "data", form))
+
+    def at(self, level: Level, form: str, query: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """Evaluate the network at `query` on `level`; returns its output in `form`.
+
+        Raises
+        ------
+        ValueError
+            As `conversion`, before the call.
+        """
+        conversion = self.conversion(level, form)
+        t = torch.full((len(query),), level.time, dtype=self.label_dtype, device=query.device)
+        return self._evaluate(query, t, conversion, kwargs)
+
+    def _evaluate(
+        self,
+        query: Tensor,
+        t: Tensor,
+        conversion: tuple[Pair, ...],
+        kwargs: Mapping[str, Any],
+        source: Tensor | None = None,
+        anchor: float = 0.0,
     ) -> Tensor:
-        """Evaluate the network at `query` for row `index`; returns the output in the row's form."""
+        """Call and convert; what a bridge's query holds of its source, anchor·source, is left out of conversions."""
         x = query.to(self.network_dtype)
-        t = self.labels[index].expand(len(x))
         guided = self.guidance
         raw = self.model(x, t, **kwargs) if guided is None else guided(self.model, x, t, dict(kwargs))
         self.evaluations += 1
         if self.evaluations == 1:
             _check_output(raw, x)
-        on_query, on_output = self.conversions[index]
-        output = affine(query, raw.to(query.dtype), on_query, on_output)
-        if on_query != 0.0 and row.level.anchor and source is not None:
-            output = output.add(source, alpha=-on_query * row.level.anchor)
+        output = raw.to(query.dtype)
+        for k, (on_query, on_output) in enumerate(conversion):
+            if k == 1 and self.thresholding is not None:
+                output = self.thresholding(output)
+            output = affine(query, output, on_query, on_output)
+            if on_query != 0.0 and anchor and source is not None:
+                output = output.add(source, alpha=-on_query * anchor)
         return output
 
 
-def row_conversions(table: Table, prediction: str) -> list[tuple[float, float]]:
+class TableBorder(Border):
+    """Calls the network for the rows of one table.
+
+    Everything a row needs (time label, conversion coefficients) is computed before the first call.
+
+    Parameters
+    ----------
+    table : Table
+    model, x, prediction, guidance, thresholding : as in `Border`
+
+    Raises
+    ------
+    ValueError
+        As `Border`; or a row at which the network's output does not determine what the row stores (noise prediction at
+        signal 0, velocity without rates).
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        model: Model,
+        x: Tensor,
+        prediction: str = "data",
+        guidance: Guidance | None = None,
+        thresholding: Thresholding | None = None,
+    ) -> None:
+        super().__init__(model, x, prediction, guidance, thresholding)
+        self.conversions = [
+            _of_row(table, k, row, prediction, self.conversion) if row.calls_network else ()
+            for k, row in enumerate(table.rows)
+        ]
+        self.labels = torch.tensor([row.level.time for row in table.rows], dtype=self.label_dtype, device=x.device)
+
+    def __call__(
+        self, index: int, row: Row, query: Tensor, kwargs: Mapping[str, Any], source: Tensor | None = None
+    ) -> Tensor:
+        """Evaluate the network at `query` for row `index`; returns the output in the row's form."""
+        t = self.labels[index].expand(len(query))
+        return self._evaluate(query, t, self.conversions[index], kwargs, source, row.level.anchor)
+
+
+def row_conversions(table: Table, prediction: str) -> list[Pair]:
     """For every row (c_x, c_out) with stored form = c_x·query + c_out·output; (0, 1) for rows without a call.
 
     Raises
@@ -82,15 +171,24 @@ def row_conversions(table: Table, prediction: str) -> list[tuple[float, float]]:
     """
     if prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
-    return [_conversion(row, k, table, prediction) for k, row in enumerate(table.rows)]
+
+    def convert(level: Level, form: str) -> Pair:
+        return _coefficients(level, prediction, form)
+
+    return [
+        _of_row(table, k, row, prediction, convert) if row.calls_network else (0.0, 1.0)
+        for k, row in enumerate(table.rows)
+    ]
 
 
-def _conversion(row: Row, index: int, table: Table, prediction: str) -> tuple[float, float]:
-    if not row.calls_network:
-        return 0.0, 1.0
+def _coefficients(level: Level, source: str, target: str) -> Pair:
+    return coefficients(level.signal, level.noise, level.signal_rate, level.noise_rate, source, target)
+
+
+def _of_row(table: Table, index: int, row: Row, prediction: str, convert: Callable[[Level, str], T]) -> T:
     level = row.level
     try:
-        return coefficients(level.signal, level.noise, level.signal_rate, level.noise_rate, prediction, row.form)
+        return convert(level, row.form)
     except ValueError as error:
         raise ValueError(
             f"method {table.method!r} stores the {row.form} at row {index} (time {level.time:g}, signal "

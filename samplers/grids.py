@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from pathline.interpolants import DiscretePath, GaussianPath, unknown_name
+from pathline.interpolants import DiscretePath, GaussianPath, StochasticInterpolant, unknown_name
 
+from .bridge_nodes import bridge_nodes
 from .nodes import Nodes, points_at, times_at
 from .numerics import Array
 
@@ -19,12 +21,62 @@ Times = TypeVar("Times", Array, Tensor)
 TRAIN_STEPS = 1000
 """Number of levels that the diffusers grids assume on a continuous path."""
 
-_GRIDS: dict[str, Grid] = {}
+
+@dataclass(frozen=True)
+class GridInfo:
+    """A registered grid.
+
+    Attributes
+    ----------
+    name : str
+    levels : function (path, levels, **options) -> increasing path times, one for each level
+    requires : the option without which the grid cannot be made, in words ("" when none)
+    """
+
+    name: str
+    levels: Grid
+    requires: str = ""
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the grid's options."""
+        return list(inspect.signature(self.levels).parameters)[2:]
+
+    def options_for(self, method: str, options: Mapping[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Grid options `given` by a caller who samples with `method`: a grid made for one method is told which."""
+        told = {"method": method, "method_options": dict(options)} if "method" in self.options else {}
+        return told | dict(given or {})
+
+
+_GRIDS: dict[str, GridInfo] = {}
+
+
+def register_grid(name: str, *, requires: str = "") -> Callable[[Grid], Grid]:
+    """Decorator that adds a grid: a function (path, levels, **options) that returns `levels` increasing path times.
+
+    Parameters
+    ----------
+    name : str
+    requires : str
+        The option without which the grid cannot be made, in words.
+
+    Raises
+    ------
+    ValueError
+        The name is taken.
+    """
+
+    def add(grid: Grid) -> Grid:
+        if name in _GRIDS and _GRIDS[name].levels is not grid:
+            raise ValueError(f"grid {name!r} is already registered by {_GRIDS[name].levels.__module__}")
+        _GRIDS[name] = GridInfo(name, grid, requires)
+        return grid
+
+    return add
 
 
 def _register(grid: Grid) -> Grid:
-    _GRIDS[grid.__name__.strip("_")] = grid
-    return grid
+    return register_grid(grid.__name__)(grid)
 
 
 def list_grids() -> list[str]:
@@ -32,8 +84,21 @@ def list_grids() -> list[str]:
     return sorted(_GRIDS)
 
 
+def grid_info(name: str) -> GridInfo:
+    """The registered facts of a grid.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; the message lists the nearest ones.
+    """
+    if name not in _GRIDS:
+        raise unknown_name("grid", name, _GRIDS)
+    return _GRIDS[name]
+
+
 def make_nodes(
-    path: GaussianPath,
+    path: GaussianPath | StochasticInterpolant,
     grid: str | Sequence[float] | Array,
     steps: int | None = None,
     *,
@@ -47,7 +112,8 @@ def make_nodes(
 
     Parameters
     ----------
-    path : GaussianPath
+    path : GaussianPath or StochasticInterpolant
+        On a bridge the grids and options are those of `bridge_nodes`.
     grid : str or sequence of float
         A name of `list_grids()`, or increasing path times, both ends included.
     steps : int ≥ 1
@@ -55,27 +121,28 @@ def make_nodes(
     final : {"zero", "path"}
         "path" stops at the grid's smallest noise instead (steps + 1 levels and no clean end).
     **options
-        Options of the grid: rho (karras), shift (shifted), offset (leading), alpha and beta (beta).
+        Options of the grid: rho (karras), shift (shifted), offset (leading), alpha and beta (beta), spectrum and
+        more (gaussian, see `analysis.optimal_grid`).
 
     Raises
     ------
     ValueError
         Unknown grid or option, fewer than one step, times that do not increase or lie outside [0, 1].
     """
+    if isinstance(path, StochasticInterpolant):
+        return bridge_nodes(path, grid, steps, final=final, **options)
     if final not in ("zero", "path"):
         raise ValueError(f"final={final!r} is not possible; allowed: 'zero', 'path'")
     if not isinstance(grid, str):
         return _user_nodes(path, grid, options)
-    if grid not in _GRIDS:
-        raise unknown_name("grid", grid, _GRIDS)
+    info = grid_info(grid)
     if steps is None or steps < 1:
         raise ValueError(f"steps={steps!r} is not possible; at least 1 step is needed")
-    allowed = list(inspect.signature(_GRIDS[grid]).parameters)[2:]
     for key in options:
-        if key not in allowed:
-            raise unknown_name(f"option of grid {grid!r}", key, allowed)
+        if key not in info.options:
+            raise unknown_name(f"option of grid {grid!r}", key, info.options)
     levels = steps + (final == "path")
-    times = np.asarray(_GRIDS[grid](path, levels, **options), dtype=np.float64)
+    times = np.asarray(info.levels(path, levels, **options), dtype=np.float64)
     if np.isneginf(float(path.lam(0.0))):
         times[0] = 0.0  # one call at pure noise costs no more than one at lambda_min, and is exact
     return _path_nodes(path, times, clean_end=final == "zero")

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .border import Border, Model
+from .border import Model, TableBorder
 from .combine import Combiner
 from .describe import value_names
 from .guidance import Guidance
 from .keyed_noise import keyed_normal, seed_of
 from .run_state import Callback, Hook, NoiseSource, NonFiniteError, Result, RunState, StepInfo
 from .table import Row, Table
+from .thresholding import Thresholding
+from .transforms import ONES
 
 
 def run(
@@ -27,6 +29,7 @@ def run(
     prediction: str = "data",
     model_kwargs: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
+    thresholding: Thresholding | None = None,
     seed: int | torch.Generator = 0,
     samples: Sequence[int] | Tensor | None = None,
     noise: NoiseSource | None = None,
@@ -49,6 +52,8 @@ def run(
     prediction : {"data", "noise", "velocity", "v", "score"}
         What the model returns.
     guidance : Guidance, optional
+    thresholding : callable, optional
+        Map of the data prediction, after guidance and before it is stored, such as `DynamicThreshold(0.995)`.
     seed : int or torch.Generator
         Keys the noise of stochastic tables; of a generator only one 64-bit seed is drawn.
     samples : sequence of int, optional
@@ -74,7 +79,7 @@ def run(
     """
     check_start(x_init, guidance)
     values = _initial_values(table, x_init, anchors or {})
-    border = Border(model, table, x_init, prediction, guidance)
+    border = TableBorder(table, model, x_init, prediction, guidance, thresholding)
     index = _sample_indices(samples, x_init)
     if isinstance(seed, torch.Generator):
         seed = seed_of(seed)
@@ -107,7 +112,7 @@ def run(
     return Result(sample, border.evaluations, table, state.log_weights, {"prediction": prediction, "seed": seed})
 
 
-def _evaluate(state: RunState, border: Border, row: Row, hooks: Sequence[Hook], combine: Combiner) -> None:
+def _evaluate(state: RunState, border: TableBorder, row: Row, hooks: Sequence[Hook], combine: Combiner) -> None:
     if row.query is None or row.output is None:
         return
     query = state.values[row.query]
@@ -139,6 +144,8 @@ def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> d
     start = table.start
     if "source" in table.anchors and start.anchor == 1.0 and start.signal == start.noise == 0.0:
         anchors = {"source": x, **anchors}  # a run that starts at its source
+    if ONES in table.anchors:
+        anchors = {ONES: torch.ones(()), **anchors}
     missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
     if missing or extra:
         raise ValueError(

@@ -131,19 +131,9 @@ class Nodes:
         ValueError
             The nodes belong to no known family and no path was given, or a bridge is asked for.
         """
-        if self.is_bridge:
-            raise ValueError("points between the nodes of a bridge are not defined; use a method without inner stages")
+        self._refuse_bridge()
         if self.path is not None:
-            where = float(self.path.time_at(lam))
-            point = self.path.at(where)
-            label = self._label(where)
-            level = Level(label, float(point.signal), float(point.noise), clock=label if self._given_rates else where)
-            unit = self._label_slope() if self._given_rates else 1.0  # given rates are per unit of the label
-            if unit is None:
-                return level
-            return level._replace(
-                signal_rate=float(point.signal_rate) / unit, noise_rate=float(point.noise_rate) / unit
-            )
+            return self._on_path(float(self.path.time_at(lam)))
         if self.family is None:
             raise ValueError(
                 "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
@@ -153,6 +143,37 @@ class Nodes:
         level = Level(self._interpolated_label(lam), signal, noise, clock=signal)
         known = self.family == "linear" and not self._given_rates
         return level._replace(signal_rate=1.0, noise_rate=-1.0) if known else level
+
+    def at_clock(self, clock: float) -> Level:
+        """The point of the path at a time between two nodes' `clock`, for stages of methods that step in time.
+
+        Raises
+        ------
+        ValueError
+            The nodes have no path and are not linear, so that nothing is known between them, or belong to a bridge.
+        """
+        self._refuse_bridge()
+        if self.path is not None:
+            where = self._path_time_of_label(clock) if self._given_rates else clock
+            return self._on_path(where)
+        if self.family != "linear" or self._given_rates:
+            raise ValueError("points between nodes at given times need the path; pass path=... to Nodes")
+        return self.between(float(np.log(clock) - np.log1p(-clock)))
+
+    def _refuse_bridge(self) -> None:
+        if self.is_bridge:
+            raise ValueError("points between the nodes of a bridge are not defined; use a method without inner stages")
+
+    def _on_path(self, where: float) -> Level:
+        """The point at a time of `path`."""
+        assert self.path is not None
+        point = self.path.at(where)
+        label = self._label(where)
+        level = Level(label, float(point.signal), float(point.noise), clock=label if self._given_rates else where)
+        unit = self._label_slope() if self._given_rates else 1.0  # given rates are per unit of the label
+        if unit is None:
+            return level
+        return level._replace(signal_rate=float(point.signal_rate) / unit, noise_rate=float(point.noise_rate) / unit)
 
     def part(self, start: int, stop: int | None = None) -> Nodes:
         """Nodes start..stop (inclusive of both ends), for runs that begin late or end early."""
@@ -279,6 +300,13 @@ class Nodes:
         assert self._path_time is not None
         inner = self.noise > 0  # the clean end may lie beyond the path
         return _slope(self._path_time[inner], self.time[inner]) if inner.sum() > 1 else None
+
+    def _path_time_of_label(self, label: float) -> float:
+        assert self._path_time is not None
+        slope = self._label_slope()
+        if slope is None:
+            raise ValueError("points between nodes at given times need labels that are affine in the path's time")
+        return float(self._path_time[0] + (label - self.time[0]) / slope)
 
     def _label(self, path_time: float) -> float:
         assert self._path_time is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -12,9 +12,10 @@ from typing import Any
 from pathline.interpolants import unknown_name
 
 from .frames import check
+from .heavy_ball import heavy_ball as with_heavy_ball
 from .nodes import Nodes
 from .table import Table
-from .transforms import analytic_first_step
+from .transforms import AnalyticStart, analytic_first_step
 
 Builder = Callable[..., Table]
 ENTRY_POINT_GROUP = "pathline.methods"
@@ -110,7 +111,7 @@ class MethodInfo:
 
 
 _METHODS: dict[str, MethodInfo] = {}
-_COMMON_OPTIONS = {"afs": False}
+COMMON_OPTIONS = ("afs", "heavy_ball")
 
 
 def register(
@@ -143,6 +144,30 @@ def register(
     return add
 
 
+def register_preset(
+    name: str, base: str, summary: str, *, cases: tuple[Case, ...] | list[Case], reference: Reference, **fixed: Any
+) -> None:
+    """Register a published name for a method that is another one under given options.
+
+    Parameters
+    ----------
+    name, summary : str
+    base : str
+        The registered method; the preset takes its options, with `fixed` as their defaults.
+    cases, reference : as in `register`
+        Options of the cases are given on top of `fixed`.
+    """
+    info = method_info(base)
+
+    def build(nodes: Nodes, **options: Any) -> Table:
+        return info.build(nodes, **(fixed | options))
+
+    given = " with " + ", ".join(f"{k}={v!r}" for k, v in fixed.items()) if fixed else ""
+    build.__doc__ = f"{summary}\n\nThis is `{base}`{given}."
+    options = {k: fixed.get(k, v) for k, v in info.options.items()}
+    _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, info.requires, options)
+
+
 @cache
 def _load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINT_GROUP):
@@ -170,7 +195,9 @@ def method_info(name: str) -> MethodInfo:
     return _METHODS[name]
 
 
-def build_table(method: str, nodes: Nodes, *, afs: bool | str = False, **options: Any) -> Table:
+def build_table(
+    method: str, nodes: Nodes, *, afs: bool | str | AnalyticStart = False, heavy_ball: float = 1.0, **options: Any
+) -> Table:
     """Compile `method` on `nodes` into a table that is checked in its declared frame.
 
     Parameters
@@ -178,8 +205,10 @@ def build_table(method: str, nodes: Nodes, *, afs: bool | str = False, **options
     method : str
         A name of `list_methods()`.
     nodes : Nodes
-    afs : {False, True, "unit", "zero", "gaussian"}
+    afs : {False, True, "unit", "zero", "gaussian"} or AnalyticStart
         Replace the first network call by an analytic estimate; see `transforms.analytic_first_step`.
+    heavy_ball : float in (0, 1]
+        Momentum β on the direction of every step; see `heavy_ball.heavy_ball`. 1 is none.
     **options
         The method's own options (`method_info(method).options`).
 
@@ -191,15 +220,22 @@ def build_table(method: str, nodes: Nodes, *, afs: bool | str = False, **options
     info = method_info(method)
     for key in options:
         if key not in info.options:
-            raise unknown_name(f"option of method {method!r}", key, [*info.options, *_COMMON_OPTIONS])
-    table = info.build(nodes, **options)
+            raise unknown_name(f"option of method {method!r}", key, [*info.options, *COMMON_OPTIONS])
+    table = with_heavy_ball(replace(info.build(nodes, **options), method=method), heavy_ball)
     if afs:
         table = analytic_first_step(table, "unit" if afs is True else afs)
-    given = info.options | options | ({"afs": afs} if afs else {})
+    shown = afs.recorded() if isinstance(afs, AnalyticStart) else afs
+    given = info.options | options | ({"afs": shown} if afs else {})
+    given |= {"heavy_ball": heavy_ball} if heavy_ball != 1.0 else {}
     table = replace(table, method=method, options={k: _json(v) for k, v in given.items()})
     check(table)
     return table
 
 
 def _json(value: Any) -> Any:
-    return [_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+    """Options as they are recorded in tables: JSON values, and functions by their names."""
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(v) for v in value]
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value

@@ -103,15 +103,16 @@ class Result:
     ----------
     sample : Tensor (B, ...)
     evaluations : int
-        Counted network evaluations of one batch (a guided pair counts once).
-    table : Table
+        Counted network evaluations of one batch (a guided pair counts once); where chunks differ, the largest count.
+    table : Table or None
+        None for adaptive methods, which have no table.
     log_weights : Tensor (B,) or None
     options : dict
-        Protocol of the run: prediction, seed and the like.
+        Protocol of the run: prediction, seed and the like; of adaptive methods also the accepted and rejected steps.
     """
 
     sample: Tensor
     evaluations: int
-    table: Table
+    table: Table | None
     log_weights: Tensor | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathline.interpolants import GaussianPath
+from pathline.interpolants import GaussianPath, unknown_name
 
+from .adaptive import list_adaptive, prepare
 from .border import Model
-from .grids import make_nodes
+from .grids import grid_info, make_nodes
 from .guidance import Guidance
 from .keyed_noise import seed_of
 from .loop import check_start, run
 from .nodes import Nodes
 from .numerics import Array
-from .registry import build_table
+from .registry import build_table, list_methods
 from .run_state import Callback, Hook, NoiseSource, Result
 from .table import Table
+from .thresholding import Thresholding
 
 GridLike = str | Sequence[float] | Array | Nodes
 
@@ -37,6 +40,7 @@ def sample(
     prediction: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
+    thresholding: Thresholding | None = None,
     seed: int | torch.Generator = 0,
     sample_offset: int = 0,
     chunk_size: int | None = None,
@@ -61,15 +65,19 @@ def sample(
     path : GaussianPath
         Required unless the model carries one or `grid` is Nodes.
     method : str
-        A name of `list_methods()`.
+        A name of `list_methods()`, or of `list_adaptive()` for a method that chooses its own steps.
     nfe, steps : int
-        `nfe` is an upper bound on network calls, `steps` the number of steps; give one. Default nfe=10.
+        `nfe` is an upper bound on network calls, `steps` the number of steps; give one. Default nfe=10. Adaptive
+        methods take no steps, and give up (`AdaptiveError`) when they need more than `nfe` calls, by default never.
     grid : str, increasing times, or Nodes
-        A name of `list_grids()`, or the grid itself (then nfe and steps are not given).
+        A name of `list_grids()`, or the grid itself (then nfe and steps are not given). For adaptive methods two
+        path times, by default the whole path.
     grid_options : mapping
         Options of the grid, such as {"rho": 5.0}.
     prediction : {"data", "noise", "velocity", "v", "score"}
         What the model returns; default the model's own, else "data".
+    thresholding : callable, optional
+        Map of the data prediction, such as `DynamicThreshold(0.995)` or `StaticThreshold(1.0)`.
     seed, sample_offset
         Noise is keyed by (seed, sample_offset + b, row, slot), so any batch split gives the same samples.
     chunk_size : int, optional
@@ -91,32 +99,34 @@ def sample(
     check_start(x_init, guidance)
     path = path if path is not None else getattr(model, "path", None)
     prediction = prediction or getattr(model, "prediction", None) or "data"
-    table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
-    if isinstance(seed, torch.Generator):
-        seed = seed_of(seed)
     size = len(x_init) if chunk_size is None else chunk_size
     if size < 1:
         raise ValueError(f"chunk_size={chunk_size!r} is not possible; it must be at least 1")
+    common: dict[str, Any] = {
+        "prediction": prediction,
+        "guidance": guidance,
+        "thresholding": thresholding,
+        "seed": seed_of(seed) if isinstance(seed, torch.Generator) else seed,
+        "progress": progress,
+        "differentiable": differentiable,
+    }
+    of_tables: dict[str, Any] = {"noise": noise, "anchors": anchors, "hooks": hooks, "callback": callback}
+    if method in list_adaptive():
+        refused = {"steps": steps, "grid_options": grid_options, **of_tables}
+        adaptive = prepare(method, path, nfe=nfe, grid=grid, refused=refused, options=options)
+        size = 1 if adaptive.per_sample else size
+        one: Callable[..., Tensor | Result] = adaptive.run
+    else:
+        table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
+        one = partial(run, table, full=True, **of_tables)
     results = []
     for start in range(0, len(x_init), size):
         part = slice(start, min(start + size, len(x_init)))
-        result = run(
-            table,
-            model,
-            x_init[part],
-            prediction=prediction,
-            model_kwargs=_part(model_kwargs, part, len(x_init)),
-            guidance=guidance,
-            seed=seed,
-            samples=range(sample_offset + part.start, sample_offset + part.stop),
-            noise=noise,
-            anchors=_part(anchors, part, len(x_init)),
-            hooks=hooks,
-            callback=callback,
-            progress=progress,
-            differentiable=differentiable,
-            full=True,
-        )
+        if anchors:
+            common["anchors"] = _part(anchors, part, len(x_init))
+        samples = range(sample_offset + part.start, sample_offset + part.stop)
+        kwargs = _part(model_kwargs, part, len(x_init))
+        result = one(model, x_init[part], samples=samples, model_kwargs=kwargs, **common)
         assert isinstance(result, Result)
         results.append(result)
     joined = _joined(results)
@@ -135,11 +145,14 @@ def plan(
 ) -> Table:
     """The table that `sample` would run, without a model; arguments as in `sample`.
 
+    Adaptive methods have none.
+
     Raises
     ------
     ValueError
         Contradictory sizes, an unknown name, or an nfe below what one step of the method costs.
     """
+    _check_method(method)
     if not isinstance(grid, str):
         if nfe is not None or steps is not None:
             raise ValueError("an explicit grid fixes the number of steps; leave out nfe and steps")
@@ -151,8 +164,10 @@ def plan(
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe (={nfe}) or steps (={steps}), not both")
 
+    given = grid_info(grid).options_for(method, options, grid_options)
+
     def build(n: int) -> Table:
-        return build_table(method, make_nodes(_required(path), grid, n, **(grid_options or {})), **options)
+        return build_table(method, make_nodes(_required(path), grid, n, **given), **options)
 
     if steps is not None:
         return build(steps)
@@ -181,6 +196,13 @@ def _largest_within(build: Callable[[int], Table], budget: int, method: str) -> 
     return best
 
 
+def _check_method(method: str) -> None:
+    if method in list_adaptive():
+        raise ValueError(f"method {method!r} chooses its steps while it runs and has no table; use sample(...)")
+    if method not in list_methods():
+        raise unknown_name("method", method, [*list_methods(), *list_adaptive()])
+
+
 def _required(path: GaussianPath | None) -> GaussianPath:
     if path is None:
         raise ValueError(
@@ -194,9 +216,9 @@ def _part(values: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str
 
 
 def _joined(results: list[Result]) -> Result:
-    first = results[0]
+    most = max(results, key=lambda r: r.evaluations)
     if len(results) == 1:
-        return first
+        return most
     weights = [r.log_weights for r in results]
     joined = torch.cat([w for w in weights if w is not None]) if all(w is not None for w in weights) else None
-    return Result(torch.cat([r.sample for r in results]), first.evaluations, first.table, joined, first.options)
+    return Result(torch.cat([r.sample for r in results]), most.evaluations, most.table, joined, most.options)

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .files import replacing
 from .nodes import Level
 from .numerics import Array
+
+if TYPE_CHECKING:
+    from .analysis import Analysis
 
 Coefficient = float | Array
 Terms = tuple[tuple[int, Coefficient], ...]
@@ -224,6 +227,19 @@ class Table:
         from .describe import describe
 
         return describe(self)
+
+    def analyse(self, spectrum: Any = None, mean: Any = None, **options: Any) -> Analysis:
+        """Orders, stability, weights and the law it samples for Gaussian data, without a network.
+
+        Parameters
+        ----------
+        spectrum, mean : optional
+            Data: variances along the principal directions, a covariance or a statistics .npz; see
+            `analysis.as_spectrum`. Options are those of `analysis.analyse`.
+        """
+        from .analysis import analyse
+
+        return analyse(self, spectrum, mean, **options)
 
     def __repr__(self) -> str:
         return f"Table({self.method}, {self.evaluations} evaluations, {len(self.rows)} rows)"

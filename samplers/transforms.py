@@ -3,37 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from pathline.interpolants import unknown_name
 
-from .nodes import Nodes
+from .nodes import Level, Nodes
 from .numerics import Array
 from .program import Linear, Program, dot
 from .table import Row, Table, Terms, Update
 
 AFS_KINDS = ("unit", "zero", "gaussian")
+ONES = "ones"
+"""Anchor of ones, on which known constants are coefficients; `run` supplies it itself."""
+_MEAN = "data_mean"
 
 
-def analytic_first_step(table: Table, kind: str = "unit") -> Table:
+@dataclass(frozen=True, eq=False)
+class AnalyticStart:
+    """An analytic first step from the mean and variance of the data, exact where the data are Gaussian.
+
+    D = μ + signal·v/(signal²·v + noise²)·(x − signal·μ), the posterior mean of data ~ N(μ, diag v).
+
+    Attributes
+    ----------
+    mean : float or array, optional
+        μ; an array has the shape of one sample (or broadcasts to it), here as in `variance`. None takes the anchor
+        "data_mean" at run time instead (anchors={"data_mean": ...}), which may differ from sample to sample.
+    variance : float or array ≥ 0
+        v of each coordinate.
+
+    Raises
+    ------
+    ValueError
+        A negative variance, or entries that are not finite.
+    """
+
+    mean: float | Array | None = None
+    variance: float | Array = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("variance", self.variance)):
+            values = np.asarray(0.0 if value is None else value, dtype=np.float64)
+            if not np.isfinite(values).all() or (name == "variance" and (values < 0).any()):
+                least = " and not negative" if name == "variance" else ""
+                raise ValueError(
+                    f"{name}={value!r} of an analytic first step is not possible; it must be finite{least}"
+                )
+            if value is not None:
+                object.__setattr__(self, name, values if values.ndim else float(values))
+
+    def recorded(self) -> dict[str, Any]:
+        """What tables record of it: numbers, and arrays (whose values are in the coefficients) by their shape."""
+
+        def shown(value: float | Array | None) -> float | str | None:
+            return f"array of shape {value.shape}" if isinstance(value, np.ndarray) else value
+
+        return {"mean": shown(self.mean), "variance": shown(self.variance)}
+
+
+def analytic_first_step(table: Table, kind: str | AnalyticStart = "unit") -> Table:
     """Replace the first network call by an estimate that is affine in the state: one evaluation less.
 
     Parameters
     ----------
     table : Table
         Its first row must query the initial state.
-    kind : {"unit", "zero", "gaussian"}
+    kind : {"unit", "zero", "gaussian"} or AnalyticStart
         "unit": data of mean 0 and variance 1, so noise ≈ noise·x/(signal² + noise²), in the form of the
         published code (Dockhorn et al. 2022; Zhou et al. 2024): ε = x/√(signal² + noise²).
         "zero": data ≈ 0, so ε = x/noise.
         "gaussian": data ≈ the anchor "data_mean", given to `run` as anchors={"data_mean": ...}, variance 0.
+        AnalyticStart(mean, variance): the posterior mean of Gaussian data.
 
     Raises
     ------
     ValueError
         Unknown kind, or a table whose first call is not at the initial state.
     """
-    if kind not in AFS_KINDS:
+    if not isinstance(kind, AnalyticStart) and kind not in AFS_KINDS:
         raise unknown_name("analytic first step", str(kind), AFS_KINDS)
     first = next((k for k, row in enumerate(table.rows) if row.query is not None), None)
     if first is None or table.rows[first].query != 0 or table.rows[first].estimate is not None:
@@ -41,32 +91,56 @@ def analytic_first_step(table: Table, kind: str = "unit") -> Table:
             f"afs={kind!r} needs a table whose first call is at the initial state; {table.method!r} is not"
         )
     if kind == "gaussian":
-        table = _with_anchor(table, "data_mean")
+        kind = AnalyticStart()
+    if isinstance(kind, AnalyticStart) and _anchor_of(kind):
+        table = _with_anchor(table, _anchor_of(kind))
     row = table.rows[first]
     rows = list(table.rows)
     rows[first] = replace(row, estimate=_estimate(row, kind, table.anchors))
     return replace(table, rows=tuple(rows))
 
 
-def _estimate(row: Row, kind: str, anchors: tuple[str, ...]) -> Terms:
+def _anchor_of(start: AnalyticStart) -> str:
+    """The anchor that the mean is a multiple of; none for mean 0."""
+    if start.mean is None:
+        return _MEAN
+    return ONES if isinstance(start.mean, np.ndarray) or start.mean != 0.0 else ""
+
+
+def _estimate(row: Row, kind: str | AnalyticStart, anchors: tuple[str, ...]) -> Terms:
     level = row.level
-    query = row.query or 0
-    if kind == "gaussian":
-        mean = 1 + anchors.index("data_mean")
-        data, noise = {mean: 1.0}, {query: 1 / level.noise, mean: -level.signal / level.noise}
+    x = Linear({row.query or 0: 1.0})
+    if isinstance(kind, AnalyticStart):
+        data = _gaussian_data(level, x, kind, anchors)
+        noise = (x - level.signal * data) / level.noise
     elif kind == "zero":
-        data, noise = {}, {query: 1 / level.noise}
+        data, noise = Linear({}), x / level.noise
     else:
         spread = (level.signal**2 + level.noise**2) ** 0.5
-        noise = {query: 1 / spread}
-        data = {query: (1 - level.noise / spread) / level.signal} if level.signal else {}
+        noise = x / spread
+        data = x * ((1 - level.noise / spread) / level.signal) if level.signal else Linear({})
     if row.form == "data":
-        return tuple(data.items())
+        return _terms(data)
     if row.form == "noise":
-        return tuple(noise.items())
+        return _terms(noise)
     if level.signal_rate is None or level.noise_rate is None:
         raise ValueError("an analytic first step in velocity form needs the path's rates; pass path=... to Nodes")
-    return tuple((level.signal_rate * Linear({**data}) + level.noise_rate * Linear({**noise})).terms.items())
+    return _terms(level.signal_rate * data + level.noise_rate * noise)
+
+
+def _gaussian_data(level: Level, x: Linear, start: AnalyticStart, anchors: tuple[str, ...]) -> Linear:
+    """Posterior mean of the data at `x` as an expression."""
+    gain = level.signal * start.variance / (level.signal**2 * start.variance + level.noise**2)
+    data = gain * x
+    name = _anchor_of(start)
+    if not name:
+        return data
+    weight = 1.0 - level.signal * gain  # of the mean
+    return data + Linear({1 + anchors.index(name): weight if start.mean is None else weight * start.mean})
+
+
+def _terms(expression: Linear) -> Terms:
+    return tuple((v, c) for v, c in expression.terms.items() if isinstance(c, np.ndarray) or c != 0.0)
 
 
 def denoise_end(table: Table) -> Table:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..nodes import Nodes
-from ..program import Program
+from ..numerics import Array
+from ..program import Linear, Program
 from ..registry import Case, Reference, register
 from ..table import Table
 
@@ -32,14 +33,24 @@ def ddim(nodes: Nodes, *, eta: float = 0.0) -> Table:
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta={eta!r} is not possible for ddim; allowed: 0 to 1")
-    signal, noise = nodes.signal, nodes.noise
-    shrink = (noise[1:] * signal[:-1]) / (signal[1:] * noise[:-1])  # e^{−h}, finite at both ends
-    fresh = eta * noise[1:] * np.sqrt(np.maximum(0.0, 1.0 - shrink**2))
-    carry = np.sqrt(np.maximum(0.0, noise[1:] ** 2 - fresh**2)) / noise[:-1]
+    carry, fresh = ddim_coefficients(nodes, eta)
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
-        data = program.query(x, i)
-        step = carry[i] * x + (signal[i + 1] - carry[i] * signal[i]) * data
-        x = program.let(step + fresh[i] * program.noise() if fresh[i] > 0 else step)
+        x = ddim_step(program, i, x, carry[i], fresh[i])
     return program.finish(x)
+
+
+def ddim_coefficients(nodes: Nodes, eta: float) -> tuple[Array, Array]:
+    """(carry, fresh) of every step: factors of the old state and of new noise; carry² noise² + fresh² = noise'²."""
+    signal, noise = nodes.signal, nodes.noise
+    shrink = (noise[1:] * signal[:-1]) / (signal[1:] * noise[:-1])  # e^{−h}, finite at both ends
+    fresh = eta * noise[1:] * np.sqrt(np.maximum(0.0, 1.0 - shrink**2))
+    return np.sqrt(np.maximum(0.0, noise[1:] ** 2 - fresh**2)) / noise[:-1], fresh
+
+
+def ddim_step(program: Program, i: int, x: Linear, carry: float, fresh: float) -> Linear:
+    """carry·x + (signal' − carry·signal)·D + fresh·z: the step from node i that keeps point masses."""
+    signal = program.nodes.signal
+    step = carry * x + (signal[i + 1] - carry * signal[i]) * program.query(x, i)
+    return program.let(step + fresh * program.noise() if fresh > 0 else step)

@@ -126,6 +126,33 @@ def dpmpp_sde(
     return table if s_noise == 1.0 else replace(table, law="none: s_noise is not 1")
 
 
+@register(
+    "dpm-sde",
+    cases=[Case({"order": 2}, 2, 2), Case({"order": 1}, 1, 1), Case({"order": 2, "variant": "heun"}, 2, 2)],
+    reference=DPM_SOLVER_PP,
+)
+def dpm_sde(
+    nodes: Nodes, *, order: int = 2, variant: str = "midpoint", eta: float = 1.0, lower_order_final: bool = True
+) -> Table:
+    """DPM-Solver multistep for the reverse SDE in noise form (diffusers' `sde-dpmsolver`).
+
+    x' = (signal'/signal)·x − κ·noise'·(e^h − 1)·Σ shape·ε + √η·noise'·√(e^{2h} − 1)·z with κ = 1 + η. The variance of
+    point masses is right in the limit h → 0 only; that of `dpm++-sde` is exact.
+
+    Parameters
+    ----------
+    order : {1, 2}
+    variant, lower_order_final : as in `dpm`
+    eta : float ≥ 0
+        Strength of the SDE; 0 is `dpm`.
+    """
+    check_order("dpm-sde", order, 1, 2)
+    if eta < 0:
+        raise ValueError(f"eta={eta!r} must not be negative for dpm-sde")
+    table = _multistep("dpm-sde", nodes, noise_steps(nodes, eta), order, variant, lower_order_final)
+    return replace(table, law="weak") if eta > 0 else table
+
+
 def _multistep(name: str, nodes: Nodes, steps: Steps, order: int, variant: str, lower_order_final: bool) -> Table:
     check_order(name, order, 1, 3)
     check_variant(name, variant, VARIANTS)

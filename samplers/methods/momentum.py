@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, floor
 
+import numpy as np
+
+from ..heavy_ball import heavy_ball as with_heavy_ball
 from ..nodes import Nodes
 from ..numerics import ADAMS_BASHFORTH
 from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
+from .dpm import dpmpp
 from .multistep import check_order, check_variant
 from .ratio_steps import data_step, needs_data_step, ratio_step
+from .unipc import unipc
 
 MOMENTUM = Reference(
     key="wizadwongsa2024momentum",
@@ -128,3 +134,56 @@ def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str 
         ahead = velocity if variant == "heavy-ball" else (1 - beta) * velocity + beta * direction
         x = ratio_step(program, nodes, i, x, ahead)
     return program.finish(x)
+
+
+@register(
+    "dpm++-heavy-ball",
+    cases=[Case({}, 1, 1), Case({"beta": 1.0}, 2, 2)],
+    reference=MOMENTUM,
+)
+def dpmpp_heavy_ball(nodes: Nodes, *, beta: float = 0.8, lower_order_final: bool = True) -> Table:
+    """DPM-Solver++ 2M with heavy-ball momentum on its second-order direction, as released.
+
+    First-order steps (the first, and the last where the order is lowered) neither use nor change the velocity. The
+    option `heavy_ball` of every method has momentum from the first step on instead.
+
+    Parameters
+    ----------
+    beta : float in (0, 1]
+        1 is `dpm++`.
+    lower_order_final : bool
+        As in `dpm++`.
+    """
+    return with_heavy_ball(dpmpp(nodes, lower_order_final=lower_order_final), beta, first_order=False)
+
+
+@register(
+    "unipc-heavy-ball",
+    cases=[Case({"beta": 1.0}, 3, 3), Case({}, 1, 1)],
+    reference=MOMENTUM,
+)
+def unipc_heavy_ball(
+    nodes: Nodes, *, beta: float = 0.8, order: int = 2, variant: str = "released", lower_order_final: bool = True
+) -> Table:
+    """UniPC with heavy-ball momentum in its corrector.
+
+    Parameters
+    ----------
+    beta : float in (0, 1]
+        1 is `unipc`.
+    order : {1, 2, 3, 4}
+        Predictor order; B(h) is bh2.
+    variant : {"released", "data"}
+        Units in which the velocity is carried from step to step: "released" divides directions by the noise level of
+        the step's end, so that the velocity changes scale and a constant prediction is not kept (and its predictor
+        overwrites the velocity, so that momentum acts in the corrector alone); "data" carries it as a data prediction.
+    lower_order_final : bool
+        As in `unipc`.
+    """
+    check_variant("unipc-heavy-ball", variant, ("released", "data"))
+    table = unipc(nodes, order=order, lower_order_final=lower_order_final)
+    scales = 1 / nodes.noise[1:-1] if variant == "released" else np.ones(nodes.steps - 1)
+    table = with_heavy_ball(table, beta, plain=(-1,), scales=np.append(scales, 1.0))
+    if variant == "released" and beta < 1:
+        return replace(table, frame="none: the released velocity changes its scale between steps")
+    return table

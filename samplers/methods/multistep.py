@@ -69,22 +69,34 @@ def data_steps(nodes: Nodes, strength: float | Array = 0.0) -> Steps:
 
     carry = (noise'/noise)·e^{−τ²h}, total = signal'·(1 − e^{−κh}), fresh = noise'·√(1 − e^{−2τ²h}).
     """
-    signal, noise = nodes.signal, nodes.noise
     strength = np.broadcast_to(np.asarray(strength, dtype=np.float64), (nodes.steps,))
     h = np.diff(nodes.lam)
     decay = np.exp(-np.multiply(strength, h, where=strength > 0, out=np.zeros(nodes.steps)))
-    carry = noise[1:] / noise[:-1] * decay
-    fresh = noise[1:] * np.sqrt(1.0 - decay**2)
-    return Steps(carry, signal[1:] - carry * signal[:-1], fresh, -(1.0 + strength) * h, ["data"] * nodes.steps)
+    return decayed_steps(nodes, decay, -(1.0 + strength) * h)
 
 
-def noise_steps(nodes: Nodes) -> Steps:
-    """Noise form, deterministic: carry = signal'/signal, total = −noise'·(e^h − 1); data form next to λ = ±∞."""
-    plain = data_steps(nodes)
-    ends = ~np.isfinite(np.diff(nodes.lam))
-    carry = np.divide(nodes.signal[1:], nodes.signal[:-1], where=~ends, out=plain.carry.copy())
-    total = np.where(ends, plain.total, nodes.noise[1:] - carry * nodes.noise[:-1])
-    return Steps(carry, total, plain.fresh, -plain.z, ["data" if end else "noise" for end in ends])
+def decayed_steps(nodes: Nodes, decay: Array, z: Array) -> Steps:
+    """Data form that keeps the share `decay` in [0, 1] of the old noise and draws the rest afresh; exact in law."""
+    carry = nodes.noise[1:] / nodes.noise[:-1] * decay
+    fresh = nodes.noise[1:] * np.sqrt(1.0 - decay**2)
+    return Steps(carry, nodes.signal[1:] - carry * nodes.signal[:-1], fresh, z, ["data"] * nodes.steps)
+
+
+def noise_steps(nodes: Nodes, strength: float | Array = 0.0) -> Steps:
+    """Noise form; `strength` τ² as in `data_steps`. Next to λ = ±∞ the steps are those of the data form.
+
+    carry = signal'/signal, total = −κ·noise'·(e^h − 1), fresh = τ·noise'·√(e^{2h} − 1): with noise the mean of point
+    masses is exact, their variance only as h → 0.
+    """
+    strength = np.broadcast_to(np.asarray(strength, dtype=np.float64), (nodes.steps,))
+    ends = data_steps(nodes, strength)
+    h = np.diff(nodes.lam)
+    infinite = ~np.isfinite(h)
+    h = np.where(infinite, 0.0, h)
+    carry = np.divide(nodes.signal[1:], nodes.signal[:-1], where=~infinite, out=ends.carry.copy())
+    total = np.where(infinite, ends.total, (1.0 + strength) * (nodes.noise[1:] - carry * nodes.noise[:-1]))
+    fresh = np.where(infinite, ends.fresh, nodes.noise[1:] * np.sqrt(strength * np.expm1(2 * h)))
+    return Steps(carry, total, fresh, -ends.z / (1.0 + strength), ["data" if end else "noise" for end in infinite])
 
 
 def grouped_weights(nodes: Nodes, z: Array, orders: list[int], rule: GroupRule) -> list[Array | None]:

@@ -49,7 +49,7 @@ def euler(nodes: Nodes, *, variant: str = "auto") -> Table:
         time along the velocity, as flow models do. "auto": time on linear paths, where both agree, else sigma.
     """
     check_variant("euler", variant, VARIANTS)
-    if _in_time(nodes, variant):
+    if in_time(nodes, variant):
         program = Program(nodes)
         x = program.state
         for i in range(nodes.steps):
@@ -82,7 +82,7 @@ def heun(nodes: Nodes, *, variant: str = "auto", lower_order_final: bool = True)
         In time only: False evaluates the velocity at noise 0 too, instead of an Euler step there.
     """
     check_variant("heun", variant, VARIANTS)
-    if _in_time(nodes, variant):
+    if in_time(nodes, variant):
         return _heun_in_time(nodes, lower_order_final)
     program = Program(nodes)
     x = program.state
@@ -117,7 +117,8 @@ def _heun_in_time(nodes: Nodes, lower_order_final: bool) -> Table:
     return program.finish(x, frame="velocity")
 
 
-def _in_time(nodes: Nodes, variant: str) -> bool:
+def in_time(nodes: Nodes, variant: str) -> bool:
+    """Whether `variant` steps in time on these nodes, along the velocity; raises where their time stands still."""
     if variant == "auto":
         return nodes.family == "linear" and nodes.signal_rate is not None
     if variant == "time" and not np.diff(nodes.clock).all():

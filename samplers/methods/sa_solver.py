@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,16 @@ from ..nodes import Nodes
 from ..numerics import Array, phi
 from ..registry import Case, Reference, register
 from ..table import Table
-from .multistep import check_order, data_steps, exponential_shape, grouped_weights, multistep, step_orders
+from .multistep import (
+    check_order,
+    check_variant,
+    data_steps,
+    exponential_shape,
+    grouped_weights,
+    multistep,
+    noise_steps,
+    step_orders,
+)
 from .unipc import corrected
 
 SA_SOLVER = Reference(
@@ -30,6 +40,8 @@ SA_SOLVER = Reference(
         Case({"tau": 1.0, "window": None}, 2, 2),
         Case({"tau": 0.0}, 4, 3),
         Case({"tau": 0.0, "order": 2, "corrector_order": 0, "variant": "exact"}, 2, 2),
+        Case({"tau": 0.0, "form": "noise"}, 4, 3),
+        Case({"form": "noise", "order": 2, "corrector_order": 2}, 2, 2),
     ],
     reference=SA_SOLVER,
 )
@@ -41,6 +53,7 @@ def sa(
     tau: float | Sequence[float] = 1.0,
     window: tuple[float, float] | None = (0.2, 0.8),
     variant: str = "released",
+    form: str = "data",
     lower_order_final: bool = True,
 ) -> Table:
     """SA-Solver: exponential Adams predictor and corrector of the reverse SDE of strength τ², one call per step.
@@ -62,24 +75,27 @@ def sa(
     variant : {"released", "exact"}
         "released" replaces the first moment of second-order rules by its small-step limit, as the authors' few-step
         mode and diffusers do.
+    form : {"data", "noise"}
+        What is interpolated; in noise form with tau > 0 the variance of point masses is right as h → 0 only.
     lower_order_final : bool
         Lower the orders over the last steps.
     """
     check_order("sa", order, 1)
     check_order("sa (corrector)", corrector_order, 0)
     strength = _taus(nodes, tau, window) ** 2
-    steps = data_steps(nodes, strength)
+    check_variant("sa (form)", form, ("data", "noise"))
+    steps = data_steps(nodes, strength) if form == "data" else noise_steps(nodes, strength)
     orders = step_orders(nodes, order, lower_order_final)
+    check_variant("sa", variant, ("released", "exact"))
     exact = variant == "exact"
-    if variant not in ("released", "exact"):
-        raise ValueError(f"variant={variant!r} is not known to sa; allowed: released, exact")
     table = multistep(nodes, steps, orders, exponential_shape if exact else _predictor_shape)
+    table = replace(table, law="weak") if form == "noise" and strength.any() else table
     if corrector_order == 0:
         return table
     behind = [max(0, min(corrector_order - 1, p)) for p in _corrector_orders(nodes, corrector_order, lower_order_final)]
     rule = _exact_corrector if exact else _corrector_shape
     shapes = grouped_weights(nodes, steps.z, [max(1, b) for b in behind], lambda p, z: rule(p, z, corrector_order))
-    return corrected(table, nodes, steps, shapes, "data")
+    return corrected(table, nodes, steps, shapes, form)
 
 
 def _taus(nodes: Nodes, tau: float | Sequence[float], window: tuple[float, float] | None) -> Array:

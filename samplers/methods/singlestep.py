@@ -51,18 +51,18 @@ def allocate(evaluations: int, order: int) -> list[int]:
     return [order] * full + ([rest] if rest else [])
 
 
-def singlestep(nodes: Nodes, orders: Sequence[int], scheme: Scheme) -> Table:
+def singlestep(nodes: Nodes, orders: Sequence[int], scheme: Scheme, stages: Sequence[float] | None = None) -> Table:
     """A step of order p spends the p nodes it spans: the inner ones are its stages.
 
     With `orders` as long as there are steps the nodes are the outer ones, and the stages lie at the fractions
-    1/2 or 1/3, 2/3 of each step in λ. Steps next to λ = ±∞ have order 1.
+    `stages` of each step in λ, by default 1/2 or 1/3, 2/3. Steps next to λ = ±∞ have order 1.
     """
     plan = [int(p) for p in orders]
     spans = _spans(nodes, plan)
     program = Program(nodes)
     x, start = program.state, 0
     for p, width in zip(plan, spans, strict=True):
-        inner = [nodes.level(start + k) for k in range(1, p)] if width > 1 else _fractions(nodes, start, p)
+        inner = [nodes.level(start + k) for k in range(1, p)] if width > 1 else _inside(nodes, start, p, stages)
         x = _step(program, x, [nodes.level(start), *inner, nodes.level(start + width)], scheme)
         start += width
     return program.finish(x)
@@ -88,9 +88,10 @@ def _spans(nodes: Nodes, plan: list[int]) -> list[int]:
     return [1] * len(plan) if len(plan) == nodes.steps else plan
 
 
-def _fractions(nodes: Nodes, start: int, p: int) -> list[Level]:
+def _inside(nodes: Nodes, start: int, p: int, stages: Sequence[float] | None) -> list[Level]:
     low, high = nodes.lam[start], nodes.lam[start + 1]
-    return [nodes.between(float(low + (high - low) * k / p)) for k in range(1, p)]
+    fractions = [k / p for k in range(1, p)] if stages is None or p == 1 else stages
+    return [nodes.level(start + 1) if c == 1 else nodes.between(float(low + (high - low) * c)) for c in fractions]
 
 
 def _step(program: Program, x: Linear, levels: list[Level], scheme: Scheme) -> Linear:
@@ -196,15 +197,42 @@ def dpmpp_single(
     return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", variant == "exact"))
 
 
-@register("res", cases=[Case({"order": 2}, 2, 2), Case({"order": 3}, 3, 3)], reference=RES)
-def res(nodes: Nodes, *, order: int = 2, orders: Sequence[int] | None = None, lower_order_final: bool = True) -> Table:
+@register(
+    "res",
+    cases=[Case({"order": 2}, 2, 2), Case({"order": 3}, 3, 3), Case({"order": 2, "stages": (1.0,)}, 2, 2)],
+    reference=RES,
+)
+def res(
+    nodes: Nodes,
+    *,
+    order: int = 2,
+    stages: Sequence[float] | None = None,
+    orders: Sequence[int] | None = None,
+    lower_order_final: bool = True,
+) -> Table:
     """Refined exponential solver of order 2 and 3 (data form), satisfying the stiff order conditions.
 
-    b₂ = φ₂(−h)/c₂ where DPM-Solver++ 2S has φ₁(−h)/(2c₂); the multistep version is `dpm++` with variant "heun".
-    Options as `dpm-single`.
+    b₂ = φ₂(−h)/c₂ where DPM-Solver++ 2S has φ₁(−h)/(2c₂); `res-multistep` is the multistep version. Options as
+    `dpm-single`, and:
+
+    Parameters
+    ----------
+    stages : sequence of order − 1 fractions in (0, 1], optional
+        Where the stages of every step lie in λ: c₂, or c₂ < c₃ with the step then between two nodes. (1.0,) is the
+        exponential Heun method. By default the nodes themselves are the stages.
     """
     check_order("res", order, 1, 3)
-    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", True))
+    if stages is None:
+        return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", True))
+    if orders is not None or len(stages) != order - 1 or list(stages) != sorted({c for c in stages if 0 < c <= 1}):
+        raise ValueError(
+            f"stages={stages!r} is not possible for res of order {order} with orders={orders!r}; give {order - 1} "
+            f"increasing fractions in (0, 1] and no orders"
+        )
+    plan = [order] * nodes.steps
+    for end, infinite in ((0, nodes.starts_pure), (-1, nodes.ends_clean)):
+        plan[end] = 1 if infinite else plan[end]
+    return singlestep(nodes, plan, Scheme("data", True), stages)
 
 
 @register(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathline.interpolants import GaussianPath
 
-from ..grids import make_nodes
+from ..grids import grid_info, make_nodes
 from ..nodes import Level, Nodes
 from ..numerics import Array
 from .arguments import Request
@@ -143,7 +143,10 @@ class Family(ABC):
                 f"the grid in the scheduler's config has {len(grid) - 1} steps, but {steps} were asked for; "
                 f"call the pipeline with num_inference_steps={len(grid) - 1}"
             )
-        return Schedule(make_nodes(self.path, grid, steps, **settings.grid_options))
+        if not isinstance(grid, str):
+            return Schedule(make_nodes(self.path, grid, **settings.grid_options))
+        options = grid_info(grid).options_for(settings.method, settings.options, settings.grid_options)
+        return Schedule(make_nodes(self.path, grid, steps, **options))
 
 
 def final_type(config: Any) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from pathline.interpolants import unknown_name
 
 from ..grids import list_grids
-from ..registry import method_info
+from ..registry import COMMON_OPTIONS, method_info
 
 _KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu")
-_COMMON_OPTIONS = ("afs",)
 DEFAULT_METHOD = "dpm++"
 
 
@@ -72,8 +71,8 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
     if info.name == defaults.get("method"):
         options = {**defaults.get("options", {}), **options}
     for key in options:
-        if key not in info.options and key not in _COMMON_OPTIONS:
-            raise unknown_name(f"option of method {info.name!r}", key, [*info.options, *_COMMON_OPTIONS])
+        if key not in info.options and key not in COMMON_OPTIONS:
+            raise unknown_name(f"option of method {info.name!r}", key, [*info.options, *COMMON_OPTIONS])
     mu = merged.get("mu")
     return Settings(
         method=info.name,

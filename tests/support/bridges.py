@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.samplers import Nodes, Table, build_table, run
+from pathline.interpolants import DiffusionBridge, EDMPath, VPPath
+from pathline.samplers import BridgeNodes, Nodes, Table, build_table, run
 
 from .goldens import FOLDER, index, mixture
 
@@ -18,8 +19,8 @@ NEGLIGIBLE = 1e-12  # variances below it carry no observation (goldens/README.md
 
 @cache
 def bridge_goldens() -> list[str]:
-    """Ids of the stored DBIM outputs."""
-    return [name for name in index() if name.startswith("dbim")]
+    """Ids of the stored outputs of bridge samplers."""
+    return [name for name, case in index().items() if case["family"] == "bridge"]
 
 
 def data_prediction(x: Tensor, source: Tensor, anchor: float, signal: float, noise: float) -> Tensor:
@@ -37,13 +38,28 @@ def data_prediction(x: Tensor, source: Tensor, anchor: float, signal: float, noi
     return (log_weight.softmax(-1)[..., None] * (means + pull)).sum(1).reshape(x.shape)
 
 
+def bridge_method(name: str) -> tuple[str, dict[str, Any]]:
+    """Method and options that reproduce a golden."""
+    case = index()[name]
+    if name.startswith("ddbm"):
+        return "ddbm", {"churn": case["extra"]["churn_step_ratio"]}
+    return "dbim", {"order": case["order"]} if "order" in name else {"eta": case["extra"]["eta"]}
+
+
+def golden_bridge(name: str, g: Any) -> Nodes:
+    """The official grid; the hybrid sampler steps in time and needs the bridge itself."""
+    if not name.startswith("ddbm"):
+        return Nodes(g["grid_b"], g["grid_c"], g["grid_t"], anchor=g["grid_a"])
+    span = index()[name]["extra"]["t_max"]
+    reference = VPPath(0.1, 2.1) if "-vp-" in name else EDMPath(sigma_max=span, rho=1.0)
+    return BridgeNodes(DiffusionBridge(reference), 1 - g["grid_t"] / span, g["grid_t"])
+
+
 def reproduce_bridge(name: str) -> tuple[Tensor, Tensor, Table]:
-    """(our sample, official sample, table) of one DBIM golden."""
-    case: dict[str, Any] = index()[name]
-    g, m = np.load(FOLDER / case["file"]), mixture()
-    nodes = Nodes(g["grid_b"], g["grid_c"], g["grid_t"], anchor=g["grid_a"])
-    options = {"order": case["order"]} if "order" in name else {"eta": case["extra"]["eta"]}
-    table = build_table("dbim", nodes, **options)
+    """(our sample, official sample, table) of one bridge golden."""
+    g, m = np.load(FOLDER / index()[name]["file"]), mixture()
+    method, options = bridge_method(name)
+    table = build_table(method, golden_bridge(name, g), **options)
     levels = iter(zip(g["eval_a"], g["eval_b"], g["eval_c"], strict=True))
     draws = iter(g["noise_index"])
     source = m["bridge_y"]

@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.interpolants import CosinePath, DiscretePath, GaussianMixture, GaussianPath, LinearPath, VPPath
+from pathline.interpolants import (
+    CosinePath,
+    DiscretePath,
+    FiniteDataset,
+    GaussianMixture,
+    GaussianPath,
+    LinearPath,
+    VPPath,
+)
 from pathline.samplers import Hook, Nodes, RunState, Table, build_table, run
 
 FOLDER = Path(__file__).parents[1] / "goldens"
@@ -40,6 +48,18 @@ class Parity:
 
 def churn_options(extra: dict[str, Any]) -> dict[str, Any]:
     return {"churn": extra["S_churn"], "s_min": extra["S_min"], "s_max": extra["S_max"], "s_noise": extra["S_noise"]}
+
+
+def sit_options(case: dict[str, Any]) -> dict[str, Any]:
+    extra = case["extra"]
+    return {
+        "solver": case["id"].split("-")[0].removeprefix("sit_sde_"),
+        "epsilon": {"SBDM": "sbdm", "inccreasing-decreasing": "increasing_decreasing"}.get(
+            extra["diffusion_form"], extra["diffusion_form"]
+        ),
+        "scale": extra["diffusion_norm"],
+        "last_step": extra["last_step"].lower(),
+    }
 
 
 RULES: list[tuple[str, str, Any]] = [
@@ -85,6 +105,8 @@ RULES: list[tuple[str, str, Any]] = [
         "heavy-ball",
         lambda c: {"order": c["extra"]["plms_order"], "beta": c["extra"]["beta"], "variant": "nesterov"},
     ),
+    ("dpmpp2m_hb_*", "dpm++-heavy-ball", lambda c: {"beta": c["extra"]["beta"]}),
+    ("unipc_hb_*", "unipc-heavy-ball", lambda c: {"beta": c["extra"]["beta"]}),
     ("k_euler_a_eta1*", "ddim", lambda c: {"eta": 1.0}),
     ("diffusers_euler_a-*", "ddim", lambda c: {"eta": 1.0}),
     ("k_dpm_2-*", "dpm2", lambda c: {}),
@@ -111,9 +133,21 @@ RULES: list[tuple[str, str, Any]] = [
     ("diffusers_heun-*", "heun", lambda c: {}),
     ("diffusers_flow_heun-*", "heun", lambda c: {}),
     ("sit_ode_heun2-*", "heun", lambda c: {"variant": "time", "lower_order_final": False}),
+    ("sit_ode_midpoint-*", "runge-kutta", lambda c: {"tableau": "midpoint", "variant": "time"}),
+    ("sit_ode_heun3-*", "runge-kutta", lambda c: {"tableau": "heun3", "variant": "time"}),
+    (
+        "sit_ode_rk4-*",
+        "runge-kutta",
+        lambda c: {"tableau": "three-eighths", "variant": "time", "lower_order_final": False},
+    ),
+    ("sit_sde_*", "sde", sit_options),
+    ("edm_ablation_euler-*", "euler", lambda c: {"variant": "time"}),
+    ("edm_ablation_heun-*", "heun", lambda c: {"variant": "time"}),
+    ("pfgmpp_heun-*", "heun", lambda c: {}),
+    ("diffusers_dpmpp2s-*", "dpm++-single", lambda c: {"orders": (2, 2, 2, 2, 1, 1)}),
 ]
 SINGLE_PRECISION = {
-    "diffusers_dpmpp*": "product",
+    "diffusers_dpmpp?m*": "product",
     "diffusers_dpm2m-*": "product",
     "diffusers_euler-*": "state",
     "diffusers_euler_a-*": "state",
@@ -165,9 +199,16 @@ def denoiser() -> GaussianMixture:
 def golden_nodes(case: dict[str, Any], g: Any) -> Nodes:
     """The official grid as nodes; discrete diffusers grids are rebuilt from their integer time steps."""
     if case["family"] == "sit":
-        path = sit_path(case["id"])
-        point = path.at(torch.tensor(g["grid_t"]))
-        return Nodes(*(np.asarray(c) for c in point[:2]), g["grid_t"], path, *(np.asarray(c) for c in point[2:]))
+        path, times = sit_path(case["id"]), g["grid_t"]
+        if "last_step" in case["extra"]:
+            times = np.append(times, times[-1] + case["extra"]["last_step_size"])
+        point = path.at(torch.tensor(times))
+        return Nodes(*(np.asarray(c) for c in point[:2]), times, path, *(np.asarray(c) for c in point[2:]))
+    if fnmatch(case["id"], "edm_ablation_*-ve-*"):  # time = noise²
+        seen = g["eval_sigma"]
+        noise = np.append(seen[np.append(True, np.diff(seen) < -1e-9)], 0.0)
+        with np.errstate(divide="ignore"):
+            return Nodes(np.ones_like(noise), noise, noise**2, None, np.zeros_like(noise), 0.5 / noise)
     if fnmatch(case["id"], "dpm*_[23]s*"):  # every evaluation is a node, inner stages included
         signal, noise = (np.append(g[f"eval_{k}"], g[f"grid_{k}"][-1]) for k in ("alpha", "sigma"))
         return Nodes(signal, noise, np.linspace(1.0, 0.0, len(signal)))
@@ -227,7 +268,7 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
     m = mixture()
     rounding = Rounding(parity.single_precision_state)
     nodes = golden_nodes(case, g)
-    levels = iter(zip(g["eval_alpha"], g["eval_sigma"], strict=True))
+    levels = evaluated_levels(case, g)
     prediction = _network_kind(case, parity, nodes)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -239,7 +280,7 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
         return output
 
     def branch(x: Tensor, t: Tensor, signal: float, noise: float, labels: Tensor | None) -> Tensor:
-        data = denoiser().data_prediction(x, signal, noise, labels=labels)
+        data = data_prediction(g, x, signal, noise, labels)
         if prediction == "data":
             return data
         eps = -noise * denoiser().score(x, signal, noise, labels=labels)
@@ -255,7 +296,7 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
     ours = run(
         table,
         network,
-        torch.tensor(g["x_init"]) if "x_init" in g else m["z"],
+        start_state(g, nodes),
         prediction=prediction,
         noise=_noise_source(table, nodes, g),
         hooks=[rounding],
@@ -263,6 +304,31 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
     assert next(levels, None) is None, "the official run made more calls"
     assert isinstance(ours, Tensor)
     return ours, torch.tensor(g["sample"]), table
+
+
+def evaluated_levels(case: dict[str, Any], g: Any) -> Iterator[tuple[float, float]]:
+    """(signal, noise) of every call; SiT's SDE code calls the network once for the drift and once for the score."""
+    signal = g["eval_alpha"] if "eval_alpha" in g else np.ones_like(g["eval_sigma"])
+    every = 2 if fnmatch(case["id"], "sit_sde_*") else 1
+    return iter(zip(signal[::every], g["eval_sigma"][::every], strict=True))
+
+
+def start_state(g: Any, nodes: Nodes) -> Tensor:
+    """The official initial state."""
+    if "latents" in g:
+        return nodes.noise[0] * torch.tensor(g["latents"])
+    return torch.tensor(g["x_init"]) if "x_init" in g else mixture()["z"]
+
+
+def data_prediction(g: Any, x: Tensor, signal: float, noise: float, labels: Tensor | None) -> Tensor:
+    """E[data | x] of the mixture, or of PFGM++'s point masses under its heavy-tailed kernel."""
+    if "aug_dim" not in g or np.isinf(g["aug_dim"]):
+        target = denoiser() if "aug_dim" not in g else FiniteDataset(mixture()["mu"], weights=mixture()["w"])
+        return target.data_prediction(x.flatten(1), signal, noise, labels=labels).reshape(x.shape)
+    m, size = mixture(), float(g["aug_dim"])
+    squared = torch.cdist(x.flatten(1), m["mu"]) ** 2 + noise**2 * size
+    log_weight = m["w"].log() - 0.5 * (m["mu"].shape[1] + size) * squared.log()
+    return (log_weight.softmax(1) @ m["mu"]).reshape(x.shape)
 
 
 def _noise_source(table: Table, nodes: Nodes, g: Any) -> Callable[[int, int, Tensor], Tensor]:

@@ -1,0 +1,168 @@
+"""Any explicit Runge–Kutta method, from its Butcher tableau, in noise/signal or in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+
+from pathline.interpolants import unknown_name
+
+from ..nodes import Level, Nodes
+from ..program import Linear, Program, dot
+from ..registry import Case, Reference, register
+from ..table import Table
+from .multistep import check_variant
+from .ratio_steps import data_step, needs_data_step
+from .runge_kutta import VARIANTS, in_time
+
+BUTCHER = Reference(
+    key="hairer1993solving",
+    authors="Hairer, Ernst and Nørsett, Syvert P. and Wanner, Gerhard",
+    title="Solving Ordinary Differential Equations I: Nonstiff Problems",
+    year=1993,
+    venue="Springer",
+)
+Coefficients = Mapping[str, Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Butcher tableau: row i of `a` has i entries, `b` sums to 1, c_i = Σ_j a_ij lies in [0, 1]."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
+            lengths = [len(row) for row in self.a]
+            raise ValueError(
+                f"tableau needs rows a of 0, 1, 2, … entries, as many as b has ({len(self.b)}); got lengths {lengths}"
+            )
+        if abs(sum(self.b) - 1) > 1e-12:
+            raise ValueError(f"the weights b of a tableau must sum to 1, got {list(self.b)}")
+        if not all(-1e-12 <= c <= 1 + 1e-12 for c in self.c):
+            raise ValueError(f"the stages c of a tableau must lie within the step, in [0, 1], got {list(self.c)}")
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """Where the stages lie, as fractions of the step."""
+        return tuple(sum(row) for row in self.a)
+
+
+TABLEAUS = {
+    "midpoint": Tableau(((), (1 / 2,)), (0, 1)),
+    "ralston": Tableau(((), (2 / 3,)), (1 / 4, 3 / 4)),
+    "kutta3": Tableau(((), (1 / 2,), (-1, 2)), (1 / 6, 2 / 3, 1 / 6)),
+    "heun3": Tableau(((), (1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4)),
+    "ssp3": Tableau(((), (1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3)),
+    "rk4": Tableau(((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    "three-eighths": Tableau(((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
+
+
+@register(
+    "runge-kutta",
+    cases=[
+        Case({}, 4, 4, "noise_ratio"),
+        *(
+            Case({"tableau": name, "variant": variant}, order, order, variable)
+            for variant, variable in (("sigma", "noise_ratio"), ("time", "time"))
+            for name, order in (("midpoint", 2), ("heun3", 3), ("three-eighths", 4))
+        ),
+        Case({"tableau": {"a": [[], [0.75]], "b": [1 / 3, 2 / 3]}, "variant": "time"}, 2, 2, "time"),
+    ],
+    reference=BUTCHER,
+)
+def runge_kutta(
+    nodes: Nodes,
+    *,
+    tableau: str | Coefficients = "rk4",
+    variant: str = "auto",
+    lower_order_final: bool = True,
+) -> Table:
+    """Explicit Runge–Kutta from a Butcher tableau, named or your own: as many calls per step as it has stages.
+
+    Parameters
+    ----------
+    tableau : {"midpoint", "ralston", "kutta3", "heun3", "ssp3", "rk4", "three-eighths"} or mapping
+        Or {"a": [[], [a21], [a31, a32], …], "b": [b1, b2, …]}, explicit, with b summing to 1 and stages inside the
+        step. torchdiffeq calls "three-eighths" rk4. EDM's second-order family has a = [[], [α]] and
+        b = [1 − 1/(2α), 1/(2α)].
+    variant : {"auto", "sigma", "time"}
+        "sigma": x/signal steps in noise/signal along the noise prediction; steps from signal 0 or to noise 0 are
+        data steps. "time": x steps in time along the velocity. "auto": time on linear paths, else sigma.
+    lower_order_final : bool
+        In time only: a last step to noise 0 is an Euler step where the tableau has a stage at its end; False
+        evaluates the velocity there, which velocity networks can give.
+    """
+    check_variant("runge-kutta", variant, VARIANTS)
+    scheme = read_tableau(tableau)
+    if in_time(nodes, variant):
+        return _in_time(nodes, scheme, lower_order_final)
+    program = Program(nodes)
+    x = program.state
+    for i in range(nodes.steps):
+        if needs_data_step(nodes, i):
+            x, _ = data_step(program, nodes, i, x)
+        else:
+            x = _ratio_step(program, x, i, scheme)
+    return program.finish(x)
+
+
+def read_tableau(tableau: str | Coefficients) -> Tableau:
+    """A tableau by name or from {"a": rows, "b": weights}.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or coefficients that are not an explicit tableau.
+    """
+    if isinstance(tableau, str):
+        if tableau not in TABLEAUS:
+            raise unknown_name("tableau", tableau, TABLEAUS)
+        return TABLEAUS[tableau]
+    if not isinstance(tableau, Mapping) or set(tableau) != {"a", "b"}:
+        raise ValueError(f"tableau={tableau!r} is neither a name nor a mapping with the keys 'a' and 'b'")
+    rows = tuple(tuple(float(v) for v in row) for row in tableau["a"])  # type: ignore[attr-defined]
+    return Tableau(rows, tuple(float(v) for v in tableau["b"]))  # type: ignore[arg-type]
+
+
+def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau) -> Linear:
+    """x/signal in noise/signal, from node i to node i + 1."""
+    nodes = program.nodes
+    start, end = nodes.level(i), nodes.level(i + 1)
+    low, high = start.noise / start.signal, end.noise / end.signal
+
+    def state(level: Level, weights: Sequence[float], slopes: list[Linear]) -> Linear:
+        return (level.signal / start.signal) * x + (level.signal * (high - low)) * dot(weights, slopes)
+
+    stages = [_place(nodes, i, c, lambda c: nodes.between(-log(low + c * (high - low)))) for c in scheme.c]
+    slopes: list[Linear] = []
+    for level, row in zip(stages, scheme.a, strict=True):
+        slopes.append(program.query(state(level, row, slopes), level, "noise"))
+    return program.let(state(end, scheme.b, slopes))
+
+
+def _in_time(nodes: Nodes, scheme: Tableau, lower_order_final: bool) -> Table:
+    program = Program(nodes)
+    x = program.state
+    touches_end = max(scheme.c) > 1 - 1e-12
+    for i in range(nodes.steps):
+        start, span = nodes.clock[i], nodes.clock[i + 1] - nodes.clock[i]
+        if nodes.noise[i + 1] == 0.0 and lower_order_final and touches_end:
+            x = program.let(x + span * program.query(x, i, "velocity"))
+            continue
+        slopes: list[Linear] = []
+        for c, row in zip(scheme.c, scheme.a, strict=True):
+            level = _place(nodes, i, c, lambda c, s=start, d=span: nodes.at_clock(s + c * d))
+            slopes.append(program.query(x + span * dot(row, slopes), level, "velocity"))
+        x = program.let(x + span * dot(scheme.b, slopes))
+    return program.finish(x, frame="velocity")
+
+
+def _place(nodes: Nodes, i: int, c: float, inside: Callable[[float], Level]) -> Level:
+    """The level at fraction c of step i; the ends are the nodes themselves."""
+    if abs(c) < 1e-12:
+        return nodes.level(i)
+    return nodes.level(i + 1) if abs(c - 1) < 1e-12 else inside(c)

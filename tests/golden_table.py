@@ -1,0 +1,156 @@
+"""The table of stored official outputs as markdown: `python tests/golden_table.py --out docs/goldens.md`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pathline.interpolants import VPPath
+from pathline.samplers import Result, Table, method_info, sample
+from pathline.samplers.files import replacing
+from support.bridges import bridge_goldens, reproduce_bridge
+from support.goldens import DIFFERENT, FOLDER, LOOSE, denoiser, index, mixture, parities, reproduce
+
+TOLERANCE = 1e-9
+COMMAND = "python tests/golden_table.py --out docs/goldens.md"
+ADAPTIVE = {
+    "dpm_adaptive2_noise-vp-uncond": {"order": 2, "form": "noise"},
+    "dpm_adaptive3_x0-vp-uncond": {"order": 3, "form": "data"},
+}
+"""Official runs with adaptive steps, and the options of `dpm-adaptive` that repeat them."""
+REPEATED = {
+    "state": "the official float32 cast of the state is repeated",
+    "product": "the official float32 cast of one product is repeated",
+}
+
+HEAD = f"""# Official outputs and how closely they are reproduced
+
+Written by `make docs` (`{COMMAND}`).
+
+Every file in `tests/goldens/` is the output of a published implementation on a closed-form model;
+`tests/goldens/README.md` describes them, and tests hold the same numbers. The error is the largest |ours − official| /
+max(1, |official|) of the sample, in float64; n is the number of network calls.
+
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One golden: how it is reproduced and how well; `error` is None where it is not."""
+
+    golden: str
+    method: str
+    options: str
+    calls: int
+    error: float | None
+    tolerance: float
+    remark: str
+
+
+def lines() -> Iterator[Line]:
+    """Every stored golden, reproduced now."""
+    done = set[str]()
+    for parity in parities():
+        done.add(parity.golden)
+        tolerance, why = loose(parity.golden)
+        remark = why or REPEATED.get(parity.single_precision_state, "")
+        yield measured(parity.golden, reproduce(parity), dict(parity.options), (tolerance, remark))
+    for name, options in ADAPTIVE.items():
+        done.add(name)
+        yield adaptive(name, options)
+    for name in bridge_goldens():
+        done.add(name)
+        yield measured(name, reproduce_bridge(name), None, (TOLERANCE, ""))
+    for name, case in index().items():
+        if name not in done:
+            why = DIFFERENT.get(name, "no method reproduces it yet")
+            yield Line(name, str(case["method"]), "", int(case["nfe"]), None, TOLERANCE, why)
+
+
+def adaptive(golden: str, options: dict[str, Any]) -> Line:
+    """The line of a run that chooses its own steps."""
+    case, stored = index()[golden], np.load(FOLDER / f"{golden}.npz")
+    path, form = VPPath(), options["form"]
+    settings = {"path": path, "grid": (0.0, 0.999), "prediction": form, **case["extra"], **options}
+    network = denoiser().as_model(path, form)
+    ours = sample(network, mixture()["z"], method="dpm-adaptive", recompute=True, full=True, **settings)
+    assert isinstance(ours, Result)
+    official = torch.tensor(stored["sample"])
+    tolerance = float(case["tol"])
+    remark = "official step sizes pass through float32" if tolerance > TOLERANCE else ""
+    error = relative_error(ours.sample, official)
+    return Line(golden, "dpm-adaptive", written(options), ours.evaluations, error, tolerance, remark)
+
+
+def relative_error(ours: Tensor, official: Tensor) -> float:
+    """Largest difference relative to max(1, |official|)."""
+    return float(((ours - official).abs() / official.abs().clamp_min(1)).max())
+
+
+def measured(
+    golden: str, result: tuple[Tensor, Tensor, Table], options: dict[str, Any] | None, rule: tuple[float, str]
+) -> Line:
+    """The line of one reproduction; options None are taken from the table, where they differ from the defaults."""
+    ours, official, table = result
+    if options is None:
+        defaults = method_info(table.method).options
+        options = {key: value for key, value in table.options.items() if defaults.get(key) != value}
+    error = relative_error(ours, official)
+    return Line(golden, table.method, written(options), table.evaluations, error, *rule)
+
+
+def loose(golden: str) -> tuple[float, str]:
+    """Tolerance of a golden and the reason for it."""
+    return next((v for pattern, v in LOOSE.items() if fnmatch(golden, pattern)), (TOLERANCE, ""))
+
+
+def written(options: dict[str, Any]) -> str:
+    """Options as in a call."""
+    return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+def page(entries: list[Line]) -> str:
+    """The page, methods in order."""
+    headings = ("method", "options", "golden", "source", "n", "error", "tolerance", "remark")
+    rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for line in sorted(entries, key=lambda entry: (entry.error is None, entry.method, entry.golden)):
+        error = "–" if line.error is None else f"{line.error:.0e}"
+        tolerance = "–" if line.error is None else f"{line.tolerance:.0e}"
+        method = f"`{line.method}`" if line.error is not None else f"({line.method})"
+        options = f"`{line.options}`" if line.options else ""
+        cells = (method, options, line.golden, index()[line.golden]["source"], str(line.calls), error, tolerance)
+        rows.append(f"| {' | '.join(cells)} | {line.remark} |")
+    reached = [line.error for line in entries if line.error is not None]
+    within = sum(line.error is not None and line.error < line.tolerance for line in entries)
+    summary = (
+        f"{len(entries)} outputs are stored, {len(reached)} are reproduced, {within} of them within the tolerance; "
+        f"{sum(e < TOLERANCE for e in reached)} to {TOLERANCE:.0e}.\n\n"
+    )
+    return HEAD + summary + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="file to write instead of standard output")
+    arguments = parser.parse_args()
+    text = page(list(lines()))
+    if arguments.out is None:
+        sys.stdout.write(text)
+        return
+    with replacing(arguments.out, "wb") as stream:
+        stream.write(text.encode())
+    print(f"{arguments.out} written")
+
+
+if __name__ == "__main__":
+    main()
