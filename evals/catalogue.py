@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
-def _orders(info: MethodInfo) -> str:
+def orders_reached(info: MethodInfo) -> str:
     """Orders the declared cases reach, and in brackets those from a cold start where they differ."""
     orders = sorted({case.order for case in info.cases})
     cold = sorted({case.cold_order for case in info.cases})
@@ -73,11 +73,13 @@ def _orders(info: MethodInfo) -> str:
     return span[0] if span[0] == span[1] else f"{span[0]} ({span[1]})"
 
 
-def _options(info: MethodInfo) -> str:
+def written_options(info: MethodInfo) -> str:
+    """Options with their defaults, as in a call."""
     return ", ".join(f"{key}={_plain(value)}" for key, value in info.options.items()) or "–"
 
 
-def _source(info: MethodInfo) -> str:
+def short_citation(info: MethodInfo) -> str:
+    """First author and year of the reference."""
     first = info.reference.authors.split(" and ")[0].split(",")[0].strip()
     several = " et al." if " and " in info.reference.authors or "," in info.reference.authors else ""
     return f"{first}{several} {info.reference.year}"
@@ -91,7 +93,7 @@ def _text(infos: list[MethodInfo]) -> str:
     for heading in ("name", "what it is", "order (cold)", "options", "reference"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "name")
     for info in infos:
-        table.add_row(info.name, info.summary, _orders(info), _options(info), _source(info))
+        table.add_row(info.name, info.summary, orders_reached(info), written_options(info), short_citation(info))
     console = Console(file=io.StringIO(), width=max(100, Console().width))
     console.print(table, markup=False)
     stream = console.file
@@ -105,11 +107,12 @@ def _markdown(infos: list[MethodInfo]) -> str:
 
     lines = ["| method | what it is | order (cold start) | options | reference |", "|---|---|---|---|---|"]
     for info in infos:
-        options = f"`{_options(info)}`" if info.options else "–"
-        reference = cell(_source(info))
+        options = f"`{written_options(info)}`" if info.options else "–"
+        reference = cell(short_citation(info))
         if info.reference.arxiv:
             reference += f", arXiv:{info.reference.arxiv}"
-        lines.append(f"| `{info.name}` | {cell(info.summary)} | {_orders(info)} | {cell(options)} | {reference} |")
+        orders = orders_reached(info)
+        lines.append(f"| `{info.name}` | {cell(info.summary)} | {orders} | {cell(options)} | {reference} |")
     return "\n".join(lines) + "\n"
 
 

@@ -326,6 +326,20 @@ def agree(
         typer.echo(f"Page written to {out}")
 
 
+@app.command()
+def zoo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures; the page goes beside it.")] = Path("docs/zoo"),
+    methods: Annotated[str | None, typer.Option(help="Only these methods, as in 'unipc heun'.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the page of all methods: facts, stability regions and error per evaluation (minutes)."""
+    from .zoo import write_zoo
+
+    page, count = write_zoo(out, _words(methods), None if quiet else _say)
+    typer.echo(f"{count} methods written to {page}")
+
+
 def main() -> None:
     """Entry point of the console script; failures end with one sentence and a non-zero code."""
     try:

@@ -8,24 +8,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .frames import propagate
 from .numerics import Array
 from .table import Row, Table, Terms, Update
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A state computed from the state before it: row, position in the row, and how the outputs enter."""
+    """A state made from the one before it: its row and place, what it moves along, and the other terms.
+
+    `total` is the step's scalar length: what it moves a point mass by along outputs of its `form`.
+    """
 
     row: int
     place: int
-    outputs: Terms
+    moving: Terms
     others: Terms
     form: str
-
-    @property
-    def total(self) -> float:
-        """Sum of the outputs' weights, the step's scalar length."""
-        return float(sum(float(c) for _, c in self.outputs))
+    total: float
 
 
 def heavy_ball(
@@ -70,11 +70,11 @@ def heavy_ball(
     updates = [list(row.updates) for row in table.rows]
     added = [0] * len(table.rows)
     for i, step in enumerate(steps):
-        if i in skipped or step is None or step.form != form or (len(step.outputs) == 1 and not first_order):
+        if i in skipped or step is None or step.form != form or (len(step.moving) == 1 and not first_order):
             continue
         scale = 1.0 if scales is None else float(scales[i])
         share = 1.0 if velocity is None else beta
-        direction = tuple((v, share * scale / step.total * c) for v, c in step.outputs)
+        direction = tuple((v, share * scale / step.total * c) for v, c in step.moving)
         old = () if velocity is None else ((velocity, 1.0 - beta),)
         target = updates[step.row][step.place + added[step.row]].target
         moved = Update(target, (*step.others, (fresh, step.total / scale)))
@@ -83,34 +83,51 @@ def heavy_ball(
         added[step.row] += 1
         velocity, fresh = fresh, fresh + 1
     rows = tuple(replace(row, updates=tuple(u)) for row, u in zip(table.rows, updates, strict=True))
-    return replace(table, rows=rows)
+    mixed = table.stochastic and form != "data" and table.law == "exact"
+    return replace(table, rows=rows, law="none: momentum mixes noises of different draws" if mixed else table.law)
 
 
 def _chain(table: Table) -> list[_Step | None]:
     """The steps that lead from the initial state to the result, first one first; None returns an output as it is."""
     places = {u.target: (k, j) for k, row in enumerate(table.rows) for j, u in enumerate(row.updates)}
-    forms = {row.output: row.form for row in table.rows if row.output is not None}
-    queries = {row.output: row.query for row in table.rows}
+    owner = {row.output: row for row in table.rows if row.output is not None}
+    values = propagate(table)
     steps: list[_Step | None] = []
     state: int | None = table.result
     while state != 0:
-        if state in forms:
+        if state in owner:
             steps.append(None)
-            state = queries[state]
+            state = owner[state].query
             continue
         if state not in places:
             raise _refusal(table)
         row, place = places[state]
-        terms = table.rows[row].updates[place].terms
-        before = [v for v, _ in terms if v == 0 or v in places]
-        outputs = tuple((v, c) for v, c in terms if v in forms)
-        if len(before) != 1 or not outputs or any(isinstance(c, np.ndarray) for _, c in terms):
-            raise _refusal(table)
-        kinds = {forms[v] for v, _ in outputs}
-        others = tuple(t for t in terms if t not in outputs)
-        steps.append(_Step(row, place, outputs, others, kinds.pop() if len(kinds) == 1 else "mixed"))
-        state = before[0]
+        step, state = _step(table, row, place, values)
+        steps.append(step)
     return steps[::-1]
+
+
+def _step(table: Table, row: int, place: int, values: dict[int, Array]) -> tuple[_Step | None, int | None]:
+    """(step, state before it) of an update; the step is None where nothing carries over or no output enters."""
+    computed = {u.target for r in table.rows for u in r.updates}
+    terms = table.rows[row].updates[place].terms
+    before = [v for v, _ in terms if v in computed]
+    if len(before) > 1 or any(isinstance(c, np.ndarray) for _, c in terms):
+        raise _refusal(table)
+    drawn = {z for r in table.rows for z in r.noises} | set(range(1, 1 + len(table.anchors)))
+    previous = before[0] if before else 0
+    if previous not in [v for v, _ in terms]:
+        return None, table.rows[row].query
+    # the initial state beside a later one is the noise of a first data step, and belongs to the direction
+    moving = tuple((v, c) for v, c in terms if v != previous and v not in drawn)
+    if not moving:
+        return None, previous
+    others = tuple(t for t in terms if t not in moving)
+    form = table.rows[row].form
+    axis = 1 if table.frame == "velocity" else 2 if form == "noise" else 0
+    same = {r.output for r in table.rows if r.form == form}
+    total = float(sum(float(c) * (1.0 if v in same else values[v][axis]) for v, c in moving))
+    return _Step(row, place, moving, others, form, total), previous
 
 
 def _refusal(table: Table) -> ValueError:

@@ -110,27 +110,19 @@ def sample(
         "progress": progress,
         "differentiable": differentiable,
     }
-    of_tables: dict[str, Any] = {"noise": noise, "anchors": anchors, "hooks": hooks, "callback": callback}
+    of_tables: dict[str, Any] = {"noise": noise, "hooks": hooks, "callback": callback}
+    batched: dict[str, Any] = {"model_kwargs": model_kwargs}
     if method in list_adaptive():
-        refused = {"steps": steps, "grid_options": grid_options, **of_tables}
+        refused = {"steps": steps, "grid_options": grid_options, "anchors": anchors, **of_tables}
         adaptive = prepare(method, path, nfe=nfe, grid=grid, refused=refused, options=options)
         size = 1 if adaptive.per_sample else size
-        one: Callable[..., Tensor | Result] = adaptive.run
+        one: Callable[..., Any] = partial(adaptive.run, model, **common)
     else:
         table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
-        one = partial(run, table, full=True, **of_tables)
-    results = []
-    for start in range(0, len(x_init), size):
-        part = slice(start, min(start + size, len(x_init)))
-        if anchors:
-            common["anchors"] = _part(anchors, part, len(x_init))
-        samples = range(sample_offset + part.start, sample_offset + part.stop)
-        kwargs = _part(model_kwargs, part, len(x_init))
-        result = one(model, x_init[part], samples=samples, model_kwargs=kwargs, **common)
-        assert isinstance(result, Result)
-        results.append(result)
-    joined = _joined(results)
-    return joined if full else joined.sample
+        one = partial(run, table, model, full=True, **common, **of_tables)
+        batched["anchors"] = anchors
+    result = _in_chunks(one, x_init, size, sample_offset, batched)
+    return result if full else result.sample
 
 
 def plan(
@@ -215,7 +207,15 @@ def _part(values: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str
     return {k: v[part] if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in (values or {}).items()}
 
 
-def _joined(results: list[Result]) -> Result:
+def _in_chunks(
+    one: Callable[..., Any], x_init: Tensor, size: int, offset: int, batched: Mapping[str, Mapping[str, Any] | None]
+) -> Result:
+    """`one` for each chunk of at most `size` samples, with its part of the mappings in `batched`, joined."""
+    results: list[Result] = []
+    for start in range(0, len(x_init), size):
+        part = slice(start, min(start + size, len(x_init)))
+        own = {name: _part(values, part, len(x_init)) for name, values in batched.items()}
+        results.append(one(x_init[part], samples=range(offset + part.start, offset + part.stop), **own))
     most = max(results, key=lambda r: r.evaluations)
     if len(results) == 1:
         return most

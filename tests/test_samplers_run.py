@@ -172,7 +172,8 @@ def test_nfe_is_an_upper_bound(method: str, nfe: int) -> None:
     for afs in (False, True):
         table = plan(VPPath(), method, nfe=nfe, afs=afs)
         assert table.evaluations <= nfe
-        assert table.evaluations >= nfe - 1 or method == "restart"  # a restart costs several calls at once
+        at_once = {"restart": nfe, "runge-kutta": 3}.get(method, 1)  # calls that only come together
+        assert table.evaluations >= nfe - at_once
 
 
 def test_analytic_first_step_saves_one_call() -> None:

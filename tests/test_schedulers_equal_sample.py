@@ -34,7 +34,18 @@ def sigmas(family: str, steps: int) -> dict[str, Any]:
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
-    return [(name, dict(case.options)) for name in METHODS for case in method_info(name).cases]
+    return [
+        (name, dict(case.options))
+        for name in METHODS
+        for case in method_info(name).cases
+        if case.options.get("solver") != "heun"
+    ]
+
+
+def test_noise_before_the_first_call_is_refused() -> None:
+    scheduler = made("flow", method="sde", options={"solver": "heun"})
+    with pytest.raises(ValueError, match="adds noise before its first network call"):
+        scheduler.set_timesteps(3)
 
 
 @pytest.mark.parametrize("family", ["epsilon", "flow"])

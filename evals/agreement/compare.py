@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathline.interpolants import DiscretePath
 from pathline.samplers import Nodes, Table, build_table, run
 
 from .stock import EDM, FLOW, Setting, StockRun, output, run_stock, start_and_noises
@@ -63,6 +64,8 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 def nodes_of(setting: Setting, theirs: StockRun) -> Nodes:
     """The levels of the steps of a stock run, without inner stages and without a last step of length zero."""
     levels = theirs.levels
+    if setting.name == "PNDMScheduler" and not setting.config.get("skip_prk_steps"):
+        return _index_nodes(theirs)
     if setting.name.startswith("KDPM2"):
         levels = levels[::2]
     levels = list(dict.fromkeys([*levels, theirs.end]))
@@ -70,6 +73,18 @@ def nodes_of(setting: Setting, theirs: StockRun) -> Nodes:
     if len(levels) > 2 and signal[-1] * noise[-2] < signal[-2] * noise[-1] * (1 + SAME_LEVEL):
         signal, noise = signal[:-1], noise[:-1]
     return Nodes(signal, noise, np.arange(len(signal), dtype=np.float64))
+
+
+def _index_nodes(theirs: StockRun) -> Nodes:
+    """Nodes on the training schedule, whose middles in time are training levels: for PNDM's Runge–Kutta start."""
+    labels = np.array([*theirs.timesteps[:12:4], *theirs.timesteps[12:]])
+    signal, noise = np.array([*theirs.levels[:12:4], *theirs.levels[12:]]).T
+    path = DiscretePath(theirs.powers)
+    times = 1.0 - (labels + 1.0) / path.steps
+    if theirs.end != theirs.levels[-1]:
+        (end_signal, end_noise), last = theirs.end, float(path.time_at(math.log(theirs.end[0] / theirs.end[1])))
+        signal, noise, times = np.append(signal, end_signal), np.append(noise, end_noise), np.append(times, last)
+    return Nodes(signal, noise, times, path)
 
 
 def run_ours(setting: Setting, steps: int, theirs: StockRun) -> tuple[Tensor, Table]:

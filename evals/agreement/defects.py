@@ -345,6 +345,30 @@ assert bool(s.sigmas[0].isnan())
 """,
     ),
     Defect(
+        "deis-float32",
+        "DEIS of order 3 loses its digits in float32",
+        "DEISMultistep",
+        "The closed-form integrals subtract large numbers that nearly cancel, and all of it is float32. On close "
+        "levels, as the beta spacing has them at both ends, only one or two digits are left. (`deis` with "
+        "variant='logrho' agrees with the formula in float64.)",
+        """
+import torch
+from diffusers import DEISMultistepScheduler
+def run(dtype, **config):
+    s = DEISMultistepScheduler(solver_order=3, **config)
+    s.set_timesteps(50)
+    s.sigmas = s.sigmas.to(dtype)
+    x = torch.ones(1, 1, dtype=dtype)
+    for sigma, t in zip(s.sigmas, s.timesteps):
+        x = s.step(x * sigma / (1 + sigma**2) ** 0.5, t, x).prev_sample  # data N(0, 1)
+    return float(x)
+for config in ({}, {"use_beta_sigmas": True}):
+    single, double = run(torch.float32, **config), run(torch.float64, **config)
+    print(config, "float32:", round(single, 5), "float64:", round(double, 5))
+assert abs(single - double) > 0.02
+""",
+    ),
+    Defect(
         "config-leak",
         "`set_timesteps` changes the configuration for good",
         "DPMSolverSinglestep",

@@ -9,6 +9,7 @@ from .stock import Setting, StockRun
 
 SHORT_RUN = 15
 """Stock multistep solvers lower the order over the last steps in runs of fewer steps than this."""
+TRAIN_STEPS = 1000
 GRIDS: tuple[dict[str, Any], ...] = (
     {"timestep_spacing": "leading"},
     {"timestep_spacing": "leading", "steps_offset": 1},
@@ -23,9 +24,8 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shi
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 MISSING = {
-    "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver'": "the reverse SDE in noise form, which gives "
-    "point-mass data the wrong variance at every finite step; the data form (`dpm++-sde`) does not",
-    "SASolverScheduler with algorithm_type='noise_prediction'": "the same: right only as the step goes to 0",
+    "SASolverScheduler with algorithm_type='noise_prediction'": "the reverse SDE in noise form, right only as the step "
+    "goes to 0 (`dpm-sde` has it for DPM-Solver)",
     "SASolverScheduler on Karras, exponential, beta or flow levels": "its last call is made at the terminal level and "
     "only corrects the state",
     "DPMSolverSinglestepScheduler with solver_order=3": "stages on the grid's own nodes with weights that are neither "
@@ -125,6 +125,11 @@ def _ancestral() -> Iterator[Setting]:
     yield Setting("DDPMScheduler", zero, "ddim", _fixed(eta=1.0))
     for spacing in SPACINGS[:2]:
         yield Setting("PNDMScheduler", {"skip_prk_steps": True, **spacing}, "plms", _nothing, first=2)
+        # its half steps are whole training indices where 1000 // n is even
+        yield Setting(
+            "PNDMScheduler", {**spacing}, "plms", _fixed(warmup="runge-kutta"), first=4,
+            fits=lambda steps: TRAIN_STEPS // steps % 2 == 0,
+        )  # fmt: skip
 
 
 def _dpm() -> Iterator[Setting]:
@@ -139,6 +144,10 @@ def _dpm() -> Iterator[Setting]:
                     config = {"algorithm_type": algorithm, "solver_order": order, "solver_type": rule}
                     config["final_sigmas_type"] = final
                     yield Setting(name, config, method, _lowered(order=order, variant=rule))
+    for order, rule in ((1, "midpoint"), (2, "midpoint"), (2, "heun")):
+        config = {"algorithm_type": "sde-dpmsolver", "solver_order": order, "solver_type": rule}
+        config["final_sigmas_type"] = "sigma_min"
+        yield Setting(name, config, "dpm-sde", _lowered(order=order, variant=rule))
     for kind in ("sample", "v_prediction"):
         yield Setting(name, {"prediction_type": kind, "solver_order": 3}, "dpm++", _lowered(order=3))
     for extra in (*GRIDS, FLOW, {"use_lu_lambdas": True}, {"euler_at_final": True}, LATENT):

@@ -24,8 +24,7 @@ Every class below runs on a closed-form network (a mixture of three Gaussians), 
 that run, with the same start and the same draws. Compared is the final sample: the largest
 |ours − theirs| / max(1, |theirs|). The stock code runs in float64 for this (every float32 in its module is replaced),
 so that its formulas are compared and not its rounding; *float32* is how far the class as released is from our table in
-float64 on the very same levels.
-{coverage}
+float64 on the very same levels. {coverage}
 """
 COVERAGE_PART = (
     "Each setting runs with 1–5, 14, 15 and every third number of steps up to 50, so that each class meets every "
@@ -64,8 +63,8 @@ class ClassResult:
 
 def step_counts(setting: Setting, index: int, every: bool = False) -> list[int]:
     """Numbers of steps at which the setting of this index is run."""
-    chosen = (n for n in range(setting.first, MOST_STEPS + 1) if every or n in _ALWAYS or n % 3 == index % 3)
-    return list(chosen)
+    possible = (n for n in range(setting.first, MOST_STEPS + 1) if setting.fits(n))
+    return [n for n in possible if every or n in _ALWAYS or n % 3 == index % 3]
 
 
 def agreement(

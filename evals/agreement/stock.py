@@ -54,6 +54,7 @@ class Setting:
     options : function (steps, StockRun) -> options of the method
     step : further arguments of the stock `step`
     first : smallest number of steps that can be compared
+    fits : function (steps) -> whether that number can be
     """
 
     name: str
@@ -62,6 +63,7 @@ class Setting:
     options: Callable[[int, StockRun], dict[str, Any]]
     step: dict[str, Any] = field(default_factory=dict)
     first: int = 1
+    fits: Callable[[int], bool] = field(default=lambda steps: True)
 
     @property
     def label(self) -> str:
@@ -81,6 +83,7 @@ class StockRun:
     end : (signal, noise) of the sample
     timesteps : labels of the calls
     orders : orders of the calls, where the scheduler plans them
+    powers : signal² of the training levels, for schedules with betas
     """
 
     sample: Tensor
@@ -88,6 +91,7 @@ class StockRun:
     end: tuple[float, float]
     timesteps: list[float]
     orders: list[int]
+    powers: tuple[float, ...]
 
 
 @cache
@@ -197,7 +201,8 @@ def run_stock(setting: Setting, steps: int, *, widened: bool = True) -> StockRun
         if setting.name in VE:
             x = x * end[0]  # the state of these classes is x / signal
     orders = [int(p) for p in getattr(scheduler, "order_list", [])]
-    return StockRun(x.double(), levels, end, [float(t) for t in scheduler.timesteps], orders)
+    powers = tuple(float(p) for p in getattr(scheduler, "alphas_cumprod", []))
+    return StockRun(x.double(), levels, end, [float(t) for t in scheduler.timesteps], orders, powers)
 
 
 def _start_scale(name: str, scheduler: Any) -> float:

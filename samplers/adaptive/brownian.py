@@ -20,16 +20,18 @@ from ..keyed_noise import keyed_normal
 from ..run_state import NoiseSource
 from ..table import Table
 
-_FIRST_ROW = -2
-"""Rows −2, −3, … key the path; rows of tables count from 0 and the initial noise has −1."""
-_LARGEST_DEPTH = 40
+_ROW = -2
+"""Keys the path; rows of tables count from 0 and the initial noise has −1."""
+_LARGEST_DEPTH = 30
+_NODE_BITS = _LARGEST_DEPTH + 1
+"""A node of the tree and a sample index below 2³² share one 64-bit key."""
 _KEPT = 4
 
 
 class _Cell(NamedTuple):
-    """A dyadic interval: index at its depth, W and ∫W at its left end, its increment and its Lévy area H."""
+    """A dyadic interval: its place at its depth, W and ∫W at its left end, its increment and Lévy area H."""
 
-    index: int
+    place: int
     value: Tensor
     integral: Tensor
     increment: Tensor
@@ -54,7 +56,7 @@ class BrownianPath:
     Raises
     ------
     ValueError
-        An empty or infinite interval, or a depth outside 1..40.
+        An empty or infinite interval, or a depth outside 1..30.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class BrownianPath:
         self.dtype = torch.float32 if self.samples.device.type == "mps" else torch.float64
         length = end - start
         zero = torch.zeros((len(self.samples), *self.shape), dtype=self.dtype, device=self.samples.device)
-        increment, area = self._normals(_FIRST_ROW, 0)
+        ((increment, area),) = self._normals([0])
         root = _Cell(0, zero, zero, length**0.5 * increment, (length / 12) ** 0.5 * area)
         self._cells = [root]  # the way down to the last time asked for: neighbours share most of it
         self._recent: list[tuple[float, Tensor, Tensor]] = []  # a step and its halves ask for each end twice
@@ -103,7 +105,7 @@ class BrownianPath:
         place = min(max(place, 0.0), 1.0)
         depth, cell = self._descend(place)
         width = (self.end - self.start) / 2.0**depth
-        u = place * 2.0**depth - cell.index
+        u = place * 2.0**depth - cell.place
         rise = u * cell.increment + 6.0 * u * (1.0 - u) * cell.area
         under = 0.5 * u * u * cell.increment + (3.0 - 2.0 * u) * u * u * cell.area
         answer = (time, cell.value + rise, cell.integral + width * (u * cell.value + under))
@@ -116,32 +118,38 @@ class BrownianPath:
         return last[0] - first[0], last[1] - first[1] - (high - low) * first[0]
 
     def _descend(self, place: float) -> tuple[int, _Cell]:
-        """(depth, cell) around a place in [0, 1]: the smallest cell, or one that begins or ends there."""
-        cells = self._cells
-        for depth in range(self.depth + 1):
-            if depth == len(cells) or cells[depth].index != _index(place, depth):
-                cells[depth:] = [self._half(depth - 1, cells[depth - 1], _index(place, depth) & 1)]
-            if place * 2.0**depth - cells[depth].index in (0.0, 1.0):
-                return depth, cells[depth]
-        return self.depth, cells[self.depth]
+        """(depth, cell) around a place in [0, 1]: the smallest cell, or the largest that begins or ends there."""
+        steps = range(self.depth + 1)
+        stop = next((d for d in steps if place == 1.0 or place * 2.0**d == _index(place, d)), self.depth)
+        shared = 0
+        while shared < min(stop, len(self._cells) - 1) and self._cells[shared + 1].place == _index(place, shared + 1):
+            shared += 1
+        if shared < stop:
+            del self._cells[shared + 1 :]
+            normals = self._normals([2**d + _index(place, d) for d in range(shared, stop)])
+            for depth, (first, second) in enumerate(normals, start=shared):
+                self._cells.append(self._half(depth, first, second, _index(place, depth + 1) & 1))
+        return stop, self._cells[stop]
 
-    def _half(self, depth: int, cell: _Cell, right: int) -> _Cell:
-        """The left or right half of a cell at `depth`."""
-        length = (self.end - self.start) / 2.0**depth
-        first, second = self._normals(_FIRST_ROW - 1 - depth, cell.index)
+    def _half(self, depth: int, first: Tensor, second: Tensor, right: int) -> _Cell:
+        """The left or right half of the cell at `depth`."""
+        cell, length = self._cells[depth], (self.end - self.start) / 2.0**depth
         bend, twist = (length / 16) ** 0.5 * first, (length / 12) ** 0.5 * second
         left = 0.5 * cell.increment + 1.5 * cell.area + bend
         left_area = 0.25 * cell.area - 0.5 * bend + 0.5 * twist
         if not right:
-            return _Cell(2 * cell.index, cell.value, cell.integral, left, left_area)
+            return _Cell(2 * cell.place, cell.value, cell.integral, left, left_area)
         integral = cell.integral + 0.5 * length * (cell.value + 0.5 * left + left_area)
         area = 0.25 * cell.area - 0.5 * bend - 0.5 * twist
-        return _Cell(2 * cell.index + 1, cell.value + left, integral, cell.increment - left, area)
+        return _Cell(2 * cell.place + 1, cell.value + left, integral, cell.increment - left, area)
 
-    def _normals(self, row: int, index: int) -> tuple[Tensor, Tensor]:
-        shape, device = (*self.shape, 2), self.samples.device
-        pair = keyed_normal(shape, self.seed, self.samples, row, index, dtype=self.dtype, device=device)
-        return pair[..., 0], pair[..., 1]
+    def _normals(self, nodes: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Two standard normals (B, *shape) for each node of the tree, numbered 2^depth + index; 0 is the whole."""
+        keys = torch.cat([self.samples * 2**_NODE_BITS + node for node in nodes])
+        shape = (math.prod(self.shape), 2)
+        drawn = keyed_normal(shape, self.seed, keys, _ROW, dtype=self.dtype, device=self.samples.device)
+        parts = drawn.reshape(len(nodes), len(self.samples), *self.shape, 2).unbind()
+        return [(part[..., 0], part[..., 1]) for part in parts]
 
 
 def _index(place: float, depth: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pathline.interpolants import GaussianPath
@@ -20,8 +19,15 @@ from .monitor import Monitor
 def level_at(path: GaussianPath, time: float) -> Level:
     """The point of a path at `time` (clamped to [0, 1]); rates are None where they are infinite."""
     point = path.at(min(max(time, 0.0), 1.0))
-    rates = (float(rate) if bool(torch.isfinite(rate)) else None for rate in (point.signal_rate, point.noise_rate))
-    return Level(time, float(point.signal), float(point.noise), *rates, 0.0, time)
+    signal_rate, noise_rate = (float(rate) for rate in (point.signal_rate, point.noise_rate))
+    return Level(
+        time,
+        float(point.signal),
+        float(point.noise),
+        signal_rate if math.isfinite(signal_rate) else None,
+        noise_rate if math.isfinite(noise_rate) else None,
+        clock=time,
+    )
 
 
 @dataclass

@@ -56,14 +56,14 @@ class Spectrum:
         ValueError
             Not one-dimensional, not finite, negative, or of unequal length.
         """
-        variances = np.array(values, dtype=np.float64)
+        variances = np.asarray(values, dtype=np.float64)
         if variances.ndim != 1 or len(variances) == 0:
             raise ValueError(f"spectrum must be one-dimensional and not empty, got shape {variances.shape}")
         if not np.isfinite(variances).all():
             raise ValueError("spectrum holds values that are not finite")
         if variances.min() < -_NEGATIVE * max(variances.max(), 0.0) or variances.max() <= 0:
             raise ValueError(f"spectrum must hold variances ≥ 0, one of them positive, got {variances.min():g} in it")
-        centre = np.zeros_like(variances) if mean is None else np.array(mean, dtype=np.float64).reshape(-1)
+        centre = np.zeros_like(variances) if mean is None else np.asarray(mean, dtype=np.float64).reshape(-1)
         if centre.shape != variances.shape or not np.isfinite(centre).all():
             raise ValueError(f"mean must be finite with {len(variances)} entries, got shape {centre.shape}")
         return cls(np.clip(variances, 0.0, None), np.ones_like(variances), centre**2)
@@ -77,8 +77,8 @@ class Spectrum:
         ValueError
             Shapes that do not fit, or a covariance that is not finite and symmetric.
         """
-        sigma = np.array(covariance, dtype=np.float64)
-        centre = np.array(mean, dtype=np.float64).reshape(-1)
+        sigma = np.asarray(covariance, dtype=np.float64)
+        centre = np.asarray(mean, dtype=np.float64).reshape(-1)
         if sigma.ndim != 2 or sigma.shape != (len(centre), len(centre)):
             raise ValueError(f"covariance must have shape ({len(centre)}, {len(centre)}), got {sigma.shape}")
         if not np.isfinite(sigma).all() or np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
@@ -149,7 +149,7 @@ def as_spectrum(given: SpectrumLike, mean: Any = None) -> Spectrum:
     if hasattr(given, "covariance") and hasattr(given, "mean"):
         return Spectrum.from_moments(given.mean, given.covariance)
     try:
-        values = np.array(given, dtype=np.float64)
+        values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
             f"spectrum={given!r} is not possible; give variances (d,), a covariance (d, d) or a statistics .npz"

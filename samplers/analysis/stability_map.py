@@ -70,12 +70,15 @@ class Stability:
     calls: float
     _period: _Period = field(repr=False)
 
+    def roots(self, z: ArrayLike) -> Complex:
+        """Eigenvalues of the map over one period at complex `z`, shape (*z.shape, number of values alive)."""
+        points = np.asarray(z, dtype=np.complex128)
+        found = np.linalg.eigvals(self._period.matrices(points.reshape(-1)))
+        return np.asarray(found.reshape(*points.shape, -1), dtype=np.complex128)
+
     def amplification(self, z: ArrayLike) -> Array:
         """Growth per step of the grid at complex `z` (any shape): below 1 errors die out."""
-        points = np.asarray(z, dtype=np.complex128)
-        matrices = self._period.matrices(points.reshape(-1))
-        radius = np.abs(np.linalg.eigvals(matrices)).max(axis=-1)
-        return np.asarray(radius ** (1.0 / self.spans)).reshape(points.shape)
+        return np.asarray(np.abs(self.roots(z)).max(axis=-1) ** (1.0 / self.spans))
 
     def real_limit(self, lowest: float = -1e3) -> float:
         """Lower end of the interval (z, 0) of the negative real axis that is stable; `lowest` where it is longer."""

@@ -179,7 +179,7 @@ def bbdm(nodes: Nodes, *, eta: float = 1.0) -> Table:
 
 @register(
     "ddbm",
-    cases=[Case({"churn": 0.0}, 2, 2, "time"), Case({}, 1, 1, "time")],
+    cases=[Case({}, 1, 1, "time"), Case({"churn": 0.0}, 2, 2, "time")],
     reference=DDBM,
     requires="a bridge: BridgeNodes",
 )

@@ -22,7 +22,11 @@ SCORE_SDE = Reference(
 
 @register(
     "langevin-pc",
-    cases=[Case({"snr": 0.002}, 1, 1), Case({"snr": 0.002, "eta": 0.0, "variant": "released"}, 1, 1)],
+    cases=[
+        Case({}, 0, 0),  # the bias of a Langevin step of fixed size remains
+        Case({"snr": 0.002}, 1, 1),
+        Case({"snr": 0.002, "eta": 0.0, "variant": "released"}, 1, 1),
+    ],
     reference=SCORE_SDE,
 )
 def langevin_pc(

@@ -159,7 +159,7 @@ def dpmpp_heavy_ball(nodes: Nodes, *, beta: float = 0.8, lower_order_final: bool
 
 @register(
     "unipc-heavy-ball",
-    cases=[Case({"beta": 1.0}, 3, 3), Case({}, 1, 1)],
+    cases=[Case({}, 1, 1), Case({"beta": 1.0}, 3, 3), Case({"variant": "data"}, 1, 1)],
     reference=MOMENTUM,
 )
 def unipc_heavy_ball(
