@@ -63,7 +63,7 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy
 	$(PYTEST) -q -k types tests/test_repository_quality.py
 
-docs: $(STAMP) ## write the table of methods in README.md anew from the registry
+docs: $(STAMP) ## write the table in README.md and the pages of docs/ anew (minutes)
 	@grep -q '<!-- methods:begin -->' README.md && grep -q '<!-- methods:end -->' README.md || { \
 	  echo "README.md has no <!-- methods:begin --> ... <!-- methods:end --> to fill"; exit 1; }
 	@mkdir -p out && $(BIN)/pathline methods --format markdown > out/methods.md
@@ -71,6 +71,9 @@ docs: $(STAMP) ## write the table of methods in README.md anew from the registry
 	  /<!-- methods:begin -->/ { skip = 1; while ((getline line < "out/methods.md") > 0) print line }' \
 	  README.md > README.md.new && mv README.md.new README.md
 	@echo "README.md: table of methods written"
+	$(BIN)/pathline zoo --quiet --out docs/zoo
+	$(BIN)/python tests/golden_table.py --out docs/goldens.md
+	$(BIN)/pathline agree --quiet --out docs/diffusers.md
 
 clean: ## remove the environment, caches and build products; out/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

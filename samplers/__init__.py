@@ -3,13 +3,13 @@
 from . import analysis, methods
 from .adaptive import AdaptiveError, BrownianPath, adaptive_info, brownian_noise, list_adaptive
 from .border import Border
-from .bridge_nodes import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
+from .bridge_grids import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
 from .frames import InvariantError, check, propagate, residuals
 from .grids import GridInfo, grid_info, list_grids, make_nodes, register_grid, shift_time
 from .guidance import ClassifierFree, Guidance
-from .heavy_ball import heavy_ball
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
 from .loop import run
+from .momentum import heavy_ball
 from .nodes import Level, Nodes
 from .program import Linear, Program, dot
 from .registry import Case, MethodInfo, Reference, build_table, list_methods, method_info, register

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pathline.interpolants import DiscretePath, GaussianPath, StochasticInterpolant, unknown_name
 
-from .bridge_nodes import bridge_nodes
+from .bridge_grids import bridge_nodes
 from .nodes import Nodes, points_at, times_at
 from .numerics import Array
 

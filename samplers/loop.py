@@ -20,6 +20,9 @@ from .table import Row, Table
 from .thresholding import Thresholding
 from .transforms import ONES
 
+NEAR_SOURCE = 0.9
+"""A bridge that starts where the source has at least this weight starts at its source, as published samplers do."""
+
 
 def run(
     table: Table,
@@ -142,8 +145,8 @@ def check_start(x: Tensor, guidance: Any = None) -> None:
 
 def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:
     start = table.start
-    if "source" in table.anchors and start.anchor == 1.0 and start.signal == start.noise == 0.0:
-        anchors = {"source": x, **anchors}  # a run that starts at its source
+    if "source" in table.anchors and start.anchor > NEAR_SOURCE:
+        anchors = {"source": x, **anchors}
     if ONES in table.anchors:
         anchors = {ONES: torch.ones(()), **anchors}
     missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)

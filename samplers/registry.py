@@ -12,7 +12,7 @@ from typing import Any
 from pathline.interpolants import unknown_name
 
 from .frames import check
-from .heavy_ball import heavy_ball as with_heavy_ball
+from .momentum import heavy_ball as with_heavy_ball
 from .nodes import Nodes
 from .table import Table
 from .transforms import AnalyticStart, analytic_first_step
@@ -208,7 +208,7 @@ def build_table(
     afs : {False, True, "unit", "zero", "gaussian"} or AnalyticStart
         Replace the first network call by an analytic estimate; see `transforms.analytic_first_step`.
     heavy_ball : float in (0, 1]
-        Momentum β on the direction of every step; see `heavy_ball.heavy_ball`. 1 is none.
+        Momentum β on the direction of every step; see `momentum.heavy_ball`. 1 is none.
     **options
         The method's own options (`method_info(method).options`).
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.interpolants import GaussianPath, unknown_name
+from pathline.interpolants import GaussianPath, StochasticInterpolant, unknown_name
 
 from .adaptive import list_adaptive, prepare
 from .border import Model
@@ -24,6 +24,7 @@ from .run_state import Callback, Hook, NoiseSource, Result
 from .table import Table
 from .thresholding import Thresholding
 
+Process = GaussianPath | StochasticInterpolant
 GridLike = str | Sequence[float] | Array | Nodes
 
 
@@ -31,7 +32,7 @@ def sample(
     model: Model,
     x_init: Tensor,
     *,
-    path: GaussianPath | None = None,
+    path: Process | None = None,
     method: str = "dpm++",
     nfe: int | None = None,
     steps: int | None = None,
@@ -62,8 +63,8 @@ def sample(
         prediction along.
     x_init : Tensor (B, ...)
         State at node 0, usually `path.prior(shape, generator)`.
-    path : GaussianPath
-        Required unless the model carries one or `grid` is Nodes.
+    path : GaussianPath, or the StochasticInterpolant of a bridge
+        Required unless the model carries one or `grid` is Nodes. On a bridge x_init is the source.
     method : str
         A name of `list_methods()`, or of `list_adaptive()` for a method that chooses its own steps.
     nfe, steps : int
@@ -126,7 +127,7 @@ def sample(
 
 
 def plan(
-    path: GaussianPath | None,
+    path: Process | None,
     method: str = "dpm++",
     *,
     nfe: int | None = None,
@@ -164,6 +165,11 @@ def plan(
     if steps is not None:
         return build(steps)
     budget = 10 if nfe is None else nfe
+    if "method" in given:  # levels sought for the method take long, and how many fit shows on others just as well
+        usual = plan(path, method, nfe=budget, **options)
+        table = build(len(usual.nodes["signal"]) - 1)
+        if table.evaluations <= budget:
+            return table
     return _largest_within(build, budget, method)
 
 
@@ -195,7 +201,7 @@ def _check_method(method: str) -> None:
         raise unknown_name("method", method, [*list_methods(), *list_adaptive()])
 
 
-def _required(path: GaussianPath | None) -> GaussianPath:
+def _required(path: Process | None) -> Process:
     if path is None:
         raise ValueError(
             "path is missing: pass path=LinearPath() or whatever the model was trained on, or grid=Nodes(...)"

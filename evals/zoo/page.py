@@ -132,7 +132,7 @@ def _overview(entries: Sequence[Entry]) -> list[str]:
             f"[`{info.name}`](#{anchor(info.name)})",
             orders_reached(info),
             entry.calls,
-            "stochastic" if entry.stochastic else "deterministic",
+            entry.kind,
             info.requires or "–",
             _cited(info),
         )
@@ -147,7 +147,7 @@ def _section(entry: Entry, folder: str) -> list[str]:
         f"Order {orders_reached(info)}",
         f"calls {entry.calls}",
         f"{entry.registers} registers",
-        "stochastic" if entry.stochastic else "deterministic",
+        entry.kind,
     ]
     if info.requires:
         facts.append(f"needs {info.requires}")

@@ -75,7 +75,7 @@ class AdaptiveRun:
 
 def prepare(
     method: str,
-    path: GaussianPath | None,
+    path: object,
     *,
     nfe: int | None,
     grid: Any,
@@ -106,8 +106,9 @@ def prepare(
     given = [name for name, value in refused.items() if value is not None and value != () and value != {}]
     if given:
         raise ValueError(f"method {method!r} chooses its own steps and has no rows; leave out {', '.join(given)}")
-    if path is None:
-        raise ValueError(f"path is missing: method {method!r} needs path=LinearPath() or whatever the model is for")
+    if not isinstance(path, GaussianPath):
+        missing = "is missing" if path is None else f"is a {type(path).__name__}"
+        raise ValueError(f"path {missing}: method {method!r} needs a Gaussian path, such as path=LinearPath()")
     if nfe is not None and (not isinstance(nfe, int) or nfe < 1):
         raise ValueError(f"nfe={nfe!r} is not possible; for {method!r} it is a cap on network calls, at least 1")
     for key in options:

@@ -18,17 +18,18 @@ import numpy as np
 
 from pathline.interpolants import GaussianPath
 
-from ..grids import grid_info, list_grids, make_nodes, register_grid
+from ..grids import make_nodes, register_grid
 from ..nodes import Nodes, points_at, times_at
 from ..numerics import Array
 from ..registry import build_table
 from .gaussian_transfer import transfer
 from .spectrum import Spectrum, SpectrumLike, as_spectrum
 
-_STARTS = 2  # named grids that are improved
-_TABLES = 30  # Gauss–Newton steps at most, for each of them
+_CANDIDATES = ("logsnr", "karras", "time", "shifted", "exponential")
+_STARTS = 2  # of them, the best, that are improved
+_TABLES = 40  # Gauss–Newton steps at most, for each of them
 _GROUPING = 0.1  # the objective needs the spectrum's shape, not its last digit
-_SMALLEST = 1e-3  # least distance of two levels in λ
+_WIDEST = 7.0  # bound of the parameters, which keeps levels apart
 _REMEMBERED = 128
 
 _found: OrderedDict[str, Array] = OrderedDict()
@@ -103,10 +104,9 @@ def _optimise(path: GaussianPath, levels: int, data: list[Spectrum], method: str
         return np.concatenate([transfer(table, s).residuals() for s in data]) / np.sqrt(len(data))
 
     starts: list[tuple[float, Array]] = []
-    for name in list_grids():
-        if not grid_info(name).requires:
-            lam = make_nodes(path, name, levels).lam[:-1]
-            starts.append((float((residuals(ladder.nodes(lam)) ** 2).sum()), lam))
+    for name in _CANDIDATES:
+        lam = make_nodes(path, name, levels).lam[:-1]
+        starts.append((float((residuals(ladder.nodes(lam)) ** 2).sum()), lam))
     starts.sort(key=lambda entry: entry[0])
     if ladder.free == 0:
         return ladder.times(starts[0][1])
@@ -138,7 +138,7 @@ def _quick(ladder: _Ladder, lam: Array, residuals: Callable[[Nodes], Array]) -> 
 
 
 class _Ladder:
-    """Levels of a path as unbounded parameters: logarithms of their distances in λ, bent below the path's upper end."""
+    """Levels of a path as unbounded parameters: logarithms of their distances in λ over that to the path's end."""
 
     def __init__(self, path: GaussianPath, levels: int) -> None:
         self.path = path
@@ -150,17 +150,16 @@ class _Ladder:
         self._family = Nodes(usual.signal, usual.noise).family
 
     def levels(self, parameters: Array) -> Array:
-        """λ of all levels; the first is the path's start."""
-        reach = np.cumsum(_SMALLEST + np.exp(np.clip(parameters, -20.0, 5.0)))
-        inner = self.low + self.span * -np.expm1(-reach / self.span)
+        """λ of all levels; the first is the path's start, and the last one leaves some of the path's range."""
+        shares = np.exp(np.clip(parameters, -_WIDEST, _WIDEST))
+        inner = self.low + self.span * np.cumsum(shares) / (1.0 + shares.sum())
         return np.concatenate([[-np.inf if self.pure else self.low], inner])
 
     def parameters(self, lam: Array) -> Array:
         """The inverse of `levels`; levels that are too close or too far are moved."""
-        part = np.clip((lam[1:] - self.low) / self.span, 1e-4, 0.98)
-        part = np.maximum.accumulate(part)
-        steps = np.diff(-self.span * np.log1p(-part), prepend=0.0)
-        return np.log(np.maximum(steps - _SMALLEST, 1e-2))
+        part = np.clip((lam[1:] - self.low) / self.span, 1e-3, 0.98)
+        shares = np.maximum(np.diff(np.maximum.accumulate(part), prepend=0.0), 1e-3)
+        return np.asarray(np.log(shares / max(1.0 - shares.sum(), 0.02)))
 
     def times(self, lam: Array) -> Array:
         """Path times of levels."""

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..bridge_nodes import BridgeNodes
+from pathline.interpolants import DiffusionBridge
+
+from ..bridge_grids import BridgeNodes, BridgePoint
 from ..nodes import Level, Nodes
 from ..numerics import Array
 from ..program import Linear, Program
@@ -197,41 +199,39 @@ def ddbm(nodes: Nodes, *, churn: float = 0.33) -> Table:
         raise ValueError(f"churn={churn!r} is not possible for ddbm; allowed: 0 to below 1")
     if not isinstance(nodes, BridgeNodes):
         raise ValueError("ddbm steps in time, so it needs the rates of the bridge: nodes from bridge_nodes(...)")
+    clock, share = nodes.clock, churn * np.diff(nodes.clock)
+    points, inner = nodes.points(clock), nodes.points(clock[:-1] + share)
+    epsilon = _epsilon(nodes) if churn > 0 else np.zeros(nodes.steps)
     program = Program(nodes, ("source",))
     x = program.state
     for i in range(nodes.steps):
-        start, end = nodes.level(i), nodes.level(i + 1)
         if churn > 0:
-            share = churn * (nodes.clock[i + 1] - nodes.clock[i])
-            epsilon = _epsilon(nodes, start.clock)
-            drift = _bridge_drift(program, x, start, epsilon)
-            x = program.let(x + share * drift + (2 * epsilon * share) ** 0.5 * program.noise())
-            start = nodes.at_clock(start.clock + share)
-        span = nodes.clock[i + 1] - start.clock
-        first = _bridge_drift(program, x, start, 0.0)
-        if end.noise == 0.0:
+            drift = _bridge_drift(program, x, points[i], float(epsilon[i]))
+            x = program.let(x + share[i] * drift + np.sqrt(2 * epsilon[i] * share[i]) * program.noise())
+        span = clock[i + 1] - inner[i].level.clock
+        first = _bridge_drift(program, x, inner[i], 0.0)
+        if nodes.noise[i + 1] == 0.0:
             x = program.let(x + span * first)
         else:
-            second = _bridge_drift(program, x + span * first, end, 0.0)
+            second = _bridge_drift(program, x + span * first, points[i + 1], 0.0)
             x = program.let(x + 0.5 * span * (first + second))
     return program.finish(x, frame="none: steps in time are exact to their order only", law="weak")
 
 
-def _epsilon(nodes: BridgeNodes, clock: float) -> float:
-    epsilon = getattr(nodes.bridge, "epsilon", None)
-    if epsilon is None:
+def _epsilon(nodes: BridgeNodes) -> Array:
+    """Half the squared diffusion of the bridge's own SDE at the start of every step."""
+    if not isinstance(nodes.bridge, DiffusionBridge):
         raise ValueError("churn above 0 needs the bridge's own noise level: nodes of a DiffusionBridge")
-    return float(epsilon(torch.tensor(clock, dtype=torch.float64)))
+    return np.asarray(nodes.bridge.epsilon(torch.from_numpy(nodes.clock[:-1])))
 
 
-def _bridge_drift(program: Program, x: Linear, level: Level, epsilon: float) -> Linear:
+def _bridge_drift(program: Program, x: Linear, point: BridgePoint, epsilon: float) -> Linear:
     """Velocity + ε·score given the source, from one call; the score is −rest/noise²."""
-    assert isinstance(program.nodes, BridgeNodes)
-    point = program.nodes.bridge.at(level.clock)
+    level = point.level
     data, source = program.query(x, level), program.anchor("source")
     rest = x - level.anchor * source - level.signal * data
-    pull = (float(point.gamma_gamma_rate) - epsilon) / level.noise**2
-    return float(point.base_rate) * source + float(point.data_rate) * data + pull * rest
+    pull = (point.noise_product_rate - epsilon) / level.noise**2
+    return point.anchor_rate * source + point.signal_rate * data + pull * rest
 
 
 def _check_bridge(name: str, nodes: Nodes) -> None:

@@ -137,7 +137,11 @@ def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau) -> Linear:
     def state(level: Level, weights: Sequence[float], slopes: list[Linear]) -> Linear:
         return (level.signal / start.signal) * x + (level.signal * (high - low)) * dot(weights, slopes)
 
-    stages = [_place(nodes, i, c, lambda c: nodes.between(-log(low + c * (high - low)))) for c in scheme.c]
+
+    def at_ratio(ratio: float) -> Level:
+        return nodes.between(-log(ratio))
+
+    stages = [_place(nodes, i, c, at_ratio, low + c * (high - low)) for c in scheme.c]
     slopes: list[Linear] = []
     for level, row in zip(stages, scheme.a, strict=True):
         slopes.append(program.query(state(level, row, slopes), level, "noise"))
@@ -155,14 +159,14 @@ def _in_time(nodes: Nodes, scheme: Tableau, lower_order_final: bool) -> Table:
             continue
         slopes: list[Linear] = []
         for c, row in zip(scheme.c, scheme.a, strict=True):
-            level = _place(nodes, i, c, lambda c, s=start, d=span: nodes.at_clock(s + c * d))
+            level = _place(nodes, i, c, nodes.at_clock, start + c * span)
             slopes.append(program.query(x + span * dot(row, slopes), level, "velocity"))
         x = program.let(x + span * dot(scheme.b, slopes))
     return program.finish(x, frame="velocity")
 
 
-def _place(nodes: Nodes, i: int, c: float, inside: Callable[[float], Level]) -> Level:
-    """The level at fraction c of step i; the ends are the nodes themselves."""
+def _place(nodes: Nodes, i: int, c: float, point: Callable[[float], Level], where: float) -> Level:
+    """The level at fraction c of step i, `point(where)` inside; the ends are the nodes themselves."""
     if abs(c) < 1e-12:
         return nodes.level(i)
-    return nodes.level(i + 1) if abs(c - 1) < 1e-12 else inside(c)
+    return nodes.level(i + 1) if abs(c - 1) < 1e-12 else point(where)

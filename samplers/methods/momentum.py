@@ -7,7 +7,7 @@ from math import ceil, floor
 
 import numpy as np
 
-from ..heavy_ball import heavy_ball as with_heavy_ball
+from ..momentum import heavy_ball as with_heavy_ball
 from ..nodes import Nodes
 from ..numerics import ADAMS_BASHFORTH
 from ..program import Linear, Program, dot

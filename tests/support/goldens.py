@@ -26,7 +26,7 @@ from pathline.interpolants import (
     LinearPath,
     VPPath,
 )
-from pathline.samplers import Hook, Nodes, RunState, Table, build_table, run
+from pathline.samplers import DynamicThreshold, Hook, Nodes, RunState, Table, build_table, run
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 
@@ -75,6 +75,7 @@ RULES: list[tuple[str, str, Any]] = [
     ("k_dpmpp_2m-*", "dpm++", lambda c: {"order": 2, "lower_order_final": False}),
     ("unipc_bh*", "unipc", lambda c: {"order": c["order"], "variant": c["extra"]["variant"]}),
     ("unipc_vary_coeff*", "unipc", lambda c: {"order": c["order"], "variant": "vary_coeff"}),
+    ("ds_unipc_bh2_3_thr-*", "unipc", lambda c: {"order": 3, "variant": c["extra"]["variant"]}),
     ("ds_unipc_bh?_?-*", "unipc", lambda c: {"order": int(c["id"][13]), "variant": c["extra"]["variant"]}),
     (
         "diffusers_unipc*",
@@ -164,6 +165,10 @@ DIFFERENT = {
     "hb2.5-sd-ddim_v-n10-uncond": "the released first velocity is the raw v output instead of the noise",
 }
 """Goldens that are not reproduced, and why; the docstring of the method says so too."""
+
+
+ADAPTIVE = ("dpm_adaptive*", "sit_ode_dopri5-*")
+"""Goldens of methods that choose their own steps: test_samplers_adaptive.py."""
 
 
 @cache
@@ -300,6 +305,7 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
         prediction=prediction,
         noise=_noise_source(table, nodes, g),
         hooks=[rounding],
+        thresholding=DynamicThreshold(0.995) if case["extra"].get("thresholding") else None,
     )
     assert next(levels, None) is None, "the official run made more calls"
     assert isinstance(ours, Tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,15 @@ from .nodes import Level, Nodes
 from .numerics import Array
 
 BRIDGE_GRIDS = ("time", "karras", "logsnr")
+
+
+class BridgePoint(NamedTuple):
+    """A level of a bridge with d/dtime of its coefficients; the last is noise·d(noise)/dtime, finite at the ends."""
+
+    level: Level
+    anchor_rate: float
+    signal_rate: float
+    noise_product_rate: float
 
 
 class BridgeNodes(Nodes):
@@ -45,11 +55,15 @@ class BridgeNodes(Nodes):
         self.bridge = bridge
         self.clock = where
 
-    def at_clock(self, clock: float) -> Level:
-        """The point of the bridge at a time between its nodes."""
-        point = self.bridge.at(clock)
-        label = float(np.interp(clock, self.clock, self.time))
-        return Level(label, float(point.data), float(point.latent), None, None, float(point.base), clock)
+    def points(self, times: Array) -> list[BridgePoint]:
+        """Points of the bridge at `times`, with their rates, evaluated in one go."""
+        point = self.bridge.at(torch.from_numpy(np.asarray(times)))
+        labels = np.interp(times, self.clock, self.time)
+        columns = (np.asarray(column).tolist() for column in (*point[:3], *point[3:5], point.gamma_gamma_rate))
+        return [
+            BridgePoint(Level(float(label), signal, noise, None, None, anchor, float(time)), *rates)
+            for time, label, anchor, signal, noise, *rates in zip(times, labels, *columns, strict=True)
+        ]
 
     def part(self, start: int, stop: int | None = None) -> Nodes:
         """Nodes start..stop (inclusive of both ends)."""
