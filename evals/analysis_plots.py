@@ -22,7 +22,7 @@ def draw_stability(
     maps: Sequence[tuple[str, Stability]],
     title: str = "",
     *,
-    real: tuple[float, float] = (-2.6, 0.7),
+    real: tuple[float, float] = (-2.3, 0.4),
     imag: tuple[float, float] = (0.0, 1.8),
 ) -> Figure:
     """Boundaries of the stability regions of several methods, and their amplification on the real axis.
@@ -35,7 +35,7 @@ def draw_stability(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 4.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10.4, 4.4), dpi=100, layout="constrained")
     plane, line = figure.subplots(1, 2, width_ratios=(1.25, 1))
     z = np.linspace(real[0], min(0.0, real[1]), 600)
     for k, (label, found) in enumerate(maps):

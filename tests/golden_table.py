@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.interpolants import VPPath
+from pathline.interpolants import GaussianPath, LinearPath, VPPath
 from pathline.samplers import Result, Table, method_info, sample
 from pathline.samplers.files import replacing
 from support.bridges import bridge_goldens, reproduce_bridge
@@ -22,11 +22,14 @@ from support.goldens import DIFFERENT, FOLDER, LOOSE, denoiser, index, mixture, 
 
 TOLERANCE = 1e-9
 COMMAND = "python tests/golden_table.py --out docs/goldens.md"
-ADAPTIVE = {
-    "dpm_adaptive2_noise-vp-uncond": {"order": 2, "form": "noise"},
-    "dpm_adaptive3_x0-vp-uncond": {"order": 3, "form": "data"},
+ADAPTIVE: dict[str, tuple[str, GaussianPath, dict[str, Any]]] = {
+    "dpm_adaptive2_noise-vp-uncond": ("dpm-adaptive", VPPath(), {"order": 2, "form": "noise"}),
+    "dpm_adaptive3_x0-vp-uncond": ("dpm-adaptive", VPPath(), {"order": 3, "form": "data"}),
+    "sit_ode_dopri5-Linear-velocity-n2-uncond": ("dopri5", LinearPath(), {"norm": "mean", "overshoot": True}),
 }
-"""Official runs with adaptive steps, and the options of `dpm-adaptive` that repeat them."""
+"""Official runs with adaptive steps, and the method, path and options that repeat them."""
+OFF_BY_ONE = "the released I²SB tables are off by one β in one of two sums, which the noise sees"
+LOOSE_BRIDGES = {"dbim_eta0.5-i2sb-*": (2e-3, OFF_BY_ONE), "dbim_eta1-i2sb-*": (4e-3, OFF_BY_ONE)}
 REPEATED = {
     "state": "the official float32 cast of the state is repeated",
     "product": "the official float32 cast of one product is repeated",
@@ -64,31 +67,36 @@ def lines() -> Iterator[Line]:
         tolerance, why = loose(parity.golden)
         remark = why or REPEATED.get(parity.single_precision_state, "")
         yield measured(parity.golden, reproduce(parity), dict(parity.options), (tolerance, remark))
-    for name, options in ADAPTIVE.items():
+    for name in ADAPTIVE:
         done.add(name)
-        yield adaptive(name, options)
+        yield adaptive(name)
     for name in bridge_goldens():
         done.add(name)
-        yield measured(name, reproduce_bridge(name), None, (TOLERANCE, ""))
+        yield measured(name, reproduce_bridge(name), None, loose(name))
     for name, case in index().items():
         if name not in done:
             why = DIFFERENT.get(name, "no method reproduces it yet")
             yield Line(name, str(case["method"]), "", int(case["nfe"]), None, TOLERANCE, why)
 
 
-def adaptive(golden: str, options: dict[str, Any]) -> Line:
+def adaptive(golden: str) -> Line:
     """The line of a run that chooses its own steps."""
-    case, stored = index()[golden], np.load(FOLDER / f"{golden}.npz")
-    path, form = VPPath(), options["form"]
-    settings = {"path": path, "grid": (0.0, 0.999), "prediction": form, **case["extra"], **options}
-    network = denoiser().as_model(path, form)
-    ours = sample(network, mixture()["z"], method="dpm-adaptive", recompute=True, full=True, **settings)
+    case, stored, (method, path, options) = index()[golden], np.load(FOLDER / f"{golden}.npz"), ADAPTIVE[golden]
+    form = options.get("form", "velocity")
+    official = {"grid": (0.0, 0.999), "recompute": True, **case["extra"]} if method == "dpm-adaptive" else {}
+    settings = {"path": path, "method": method, "prediction": form, **official, **options}
+    network = linear_velocity if form == "velocity" else denoiser().as_model(path, form)
+    ours = sample(network, mixture()["z"], full=True, **settings)
     assert isinstance(ours, Result)
-    official = torch.tensor(stored["sample"])
-    tolerance = float(case["tol"])
-    remark = "official step sizes pass through float32" if tolerance > TOLERANCE else ""
-    error = relative_error(ours.sample, official)
-    return Line(golden, "dpm-adaptive", written(options), ours.evaluations, error, tolerance, remark)
+    error = relative_error(ours.sample, torch.tensor(stored["sample"]))
+    remark = "official step sizes pass through float32" if official else ""
+    return Line(golden, method, written(options), ours.evaluations, error, float(case["tol"]), remark)
+
+
+def linear_velocity(x: Tensor, t: Tensor) -> Tensor:
+    """The velocity of the goldens' model on the linear path, also beyond t = 1, where torchdiffeq steps to."""
+    signal, noise = float(t[0]), 1.0 - float(t[0])
+    return denoiser().data_prediction(x, signal, noise) + noise * denoiser().score(x, signal, noise)
 
 
 def relative_error(ours: Tensor, official: Tensor) -> float:
@@ -110,7 +118,8 @@ def measured(
 
 def loose(golden: str) -> tuple[float, str]:
     """Tolerance of a golden and the reason for it."""
-    return next((v for pattern, v in LOOSE.items() if fnmatch(golden, pattern)), (TOLERANCE, ""))
+    rules = {**LOOSE, **LOOSE_BRIDGES}
+    return next((v for pattern, v in rules.items() if fnmatch(golden, pattern)), (TOLERANCE, ""))
 
 
 def written(options: dict[str, Any]) -> str:

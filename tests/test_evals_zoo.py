@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pathline.evals.zoo import anchor, energy_distance, measure, picture, write_zoo
-from pathline.evals.zoo.measure import bridge_curve, error_curve, law_curve, law_floor
+from pathline.evals.zoo.measurements import bridge_curve, error_curve, law_curve, law_floor
 from pathline.samplers import list_adaptive, list_methods, method_info
 from support.repository import ROOT
 

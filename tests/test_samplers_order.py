@@ -17,6 +17,8 @@ IDS = [f"{name}-{case.options}" for name, case in CASES]
 def step_counts(name: str, order: int, variable: str) -> list[int]:
     if name == "runge-kutta":
         return [12, 16, 24, 32]
+    if name.endswith("-single") and order == 3:
+        return [60, 96, 132]
     if variable == "noise_ratio" and order > 1:
         return [96, 128, 192, 256]  # the step in λ is uneven there, so that the slope settles later
     return {1: [96, 132, 192], 2: [60, 96, 132]}.get(order, [36, 48, 60, 72])

@@ -1,6 +1,6 @@
 """Our tables against the schedulers of diffusers: what agrees, what has no counterpart, what is wrong there."""
 
-from .compare import Comparison, compare, nodes_of, run_ours
+from .comparison import Comparison, compare, nodes_of, run_ours
 from .defects import DEFECTS, MEASURED_WITH, Defect
 from .matrix import MISSING, OUTSIDE, settings
 from .page import ClassResult, agreement, agreement_page, print_agreement, step_counts

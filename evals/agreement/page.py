@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .compare import compare
+from .comparison import compare
 from .defects import DEFECTS, MEASURED_WITH
 from .matrix import MISSING, OUTSIDE, SHORT_RUN, settings
 from .stock import Setting
 
 TOLERANCE = 1e-9
 MOST_STEPS = 50
-_ROUNDED_AT = (10, MOST_STEPS)  # where the class as released is run too
 _STRIDE = 5
-_ALWAYS = (1, 2, 3, 4, 5, SHORT_RUN - 1, SHORT_RUN)
+_ROUNDED_AT = (10, MOST_STEPS)  # where the class as released is run too
+_ALWAYS = (1, 2, 3, 4, 5, SHORT_RUN - 1, SHORT_RUN, *_ROUNDED_AT)
 
 HEAD = """# diffusers' schedulers against pathline's tables
 
@@ -25,12 +25,13 @@ Every class below runs on a closed-form network (a mixture of three Gaussians), 
 that run, with the same start and the same draws. Compared is the final sample: the largest
 |ours − theirs| / max(1, |theirs|). The stock code runs in float64 for this (every float32 in its module is replaced),
 so that its formulas are compared and not its rounding; *float32* is how far the class as released is from our table in
-float64 on the very same levels. {coverage}
+float64 on the very same levels.
+
+{coverage}
 """
-COVERAGE_PART = """Each setting runs with 1–5,
-14, 15 and every fifth number of steps up to 50, shared out so that each class meets every number from 1 to 50;
-`pathline agree --all-steps` runs all of them."""
-COVERAGE_ALL = "Each setting runs with\nevery number of steps from 1 to 50."
+COVERAGE_PART = """Each setting runs with 1–5, 10, 14, 15, 50 and every fifth number of steps up to 50, shared out so
+that each class meets every number from 1 to 50; `pathline agree --all-steps` runs all of them."""
+COVERAGE_ALL = "Each setting runs with every number of steps from 1 to 50."
 
 
 @dataclass(frozen=True)

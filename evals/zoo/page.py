@@ -12,7 +12,7 @@ from pathline.samplers.files import replacing
 
 from ..catalogue import orders_reached, short_citation, written_options
 from ..plots import save_png
-from .measure import (
+from .measurements import (
     DRAWS,
     EXACT_DRAWS,
     SLOPE,

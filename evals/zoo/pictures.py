@@ -11,7 +11,7 @@ import numpy as np
 from pathline.samplers.analysis import Stability
 
 from ..plots import COLOURS, png_bytes
-from .measure import Curve, Entry
+from .measurements import Curve, Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -137,7 +137,6 @@ def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau) -> Linear:
     def state(level: Level, weights: Sequence[float], slopes: list[Linear]) -> Linear:
         return (level.signal / start.signal) * x + (level.signal * (high - low)) * dot(weights, slopes)
 
-
     def at_ratio(ratio: float) -> Level:
         return nodes.between(-log(ratio))
 

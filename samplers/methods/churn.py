@@ -13,7 +13,8 @@ from ..nodes import Level, Nodes
 from ..program import Linear, Program
 from ..registry import Case, Reference, register
 from ..table import Table
-from .runge_kutta import EDM, heun_step
+from .multistep import check_variant
+from .runge_kutta import EDM, euler_step, heun_step
 
 RESTART = Reference(
     key="xu2023restart",
@@ -38,11 +39,21 @@ def renoise(program: Program, x: Linear, start: Level, end: Level, s_noise: floa
 
 @register(
     "edm",
-    cases=[Case({"churn": 0.0}, 2, 2, "noise_ratio"), Case({"churn": 4.0}, 2, 2, "noise_ratio")],
+    cases=[
+        Case({"churn": 0.0}, 2, 2, "noise_ratio"),
+        Case({"churn": 4.0}, 2, 2, "noise_ratio"),
+        Case({"churn": 4.0, "solver": "euler"}, 1, 1, "noise_ratio"),
+    ],
     reference=EDM,
 )
 def edm(
-    nodes: Nodes, *, churn: float = 0.0, s_min: float = 0.0, s_max: float | None = None, s_noise: float = 1.0
+    nodes: Nodes,
+    *,
+    churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float | None = None,
+    s_noise: float = 1.0,
+    solver: str = "heun",
 ) -> Table:
     """EDM's stochastic sampler: churn up by γ = min(churn/N, √2 − 1), then a Heun step (Algorithm 2).
 
@@ -54,7 +65,11 @@ def edm(
         Range of noise/signal in which noise is added; s_max None is no upper limit.
     s_noise : float
         Factor of the added noise; the variance is right at 1 only.
+    solver : {"heun", "euler"}
+        The step taken after the churn; "euler" is k-diffusion's `sample_euler` with s_churn, one call per step.
     """
+    check_variant("edm", solver, ("heun", "euler"))
+    step = heun_step if solver == "heun" else euler_step
     if churn < 0 or s_noise < 0:
         raise ValueError(f"churn={churn!r} and s_noise={s_noise!r} must not be negative for edm")
     gamma = min(churn / nodes.steps, sqrt(2.0) - 1.0)
@@ -69,7 +84,7 @@ def edm(
                 program.pause(level)
                 x = renoise(program, x, level, raised, s_noise)
                 level = raised
-        x = heun_step(program, x, level, nodes.level(i + 1))
+        x = step(program, x, level, nodes.level(i + 1))
     noisy = gamma > 0 and s_noise != 1.0
     return program.finish(x, law="none: s_noise is not 1" if noisy else "exact")
 

@@ -91,11 +91,16 @@ def heun(nodes: Nodes, *, variant: str = "auto", lower_order_final: bool = True)
     return program.finish(x)
 
 
+def euler_step(program: Program, x: Linear, start: Level, end: Level) -> Linear:
+    """Euler in noise/signal from `start` to `end`, which is the first-order data step; finite at both ends of λ."""
+    carry = end.noise / start.noise
+    return program.let(carry * x + (end.signal - carry * start.signal) * program.query(x, start))
+
+
 def heun_step(program: Program, x: Linear, start: Level, end: Level) -> Linear:
     """Heun in noise/signal from `start` to `end`; a data step from signal 0 or to noise 0."""
     if start.signal == 0.0 or end.noise == 0.0:
-        carry = end.noise / start.noise
-        return program.let(carry * x + (end.signal - carry * start.signal) * program.query(x, start))
+        return euler_step(program, x, start, end)
     carry = end.signal / start.signal
     span = end.noise - carry * start.noise
     first = program.query(x, start, "noise")

@@ -9,11 +9,11 @@ import numpy as np
 
 from ..nodes import Level, Nodes
 from ..numerics import phi
-from ..program import Linear, Program
+from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .dpm import DPM_SOLVER, DPM_SOLVER_PP
-from .multistep import check_order, check_variant
+from .multistep import check_order, check_variant, exponential_shape
 
 RES = Reference(
     key="zhang2023res",
@@ -31,16 +31,37 @@ SEEDS = Reference(
     venue="NeurIPS",
     arxiv="2305.14267",
 )
-VARIANTS = ("midpoint", "exact")
+VARIANTS = {"midpoint": "midpoint", "exact": "polynomial"}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What distinguishes the singlestep methods: form, weights and strength of the SDE."""
+    """What distinguishes the singlestep methods.
+
+    Attributes
+    ----------
+    form : {"data", "noise"}
+    end : {"midpoint", "newest", "polynomial"}
+        How the last stage enters a step: published 2S halves its slope, "newest" weights the slope of the newest stage
+        by φ₂ (all else equal from order 3 on), "polynomial" integrates the polynomial through all stages exactly.
+    strength : float
+        τ² of the reverse SDE.
+    """
 
     form: str = "data"
-    exact: bool = False
+    end: str = "midpoint"
     strength: float = 0.0
+
+    def weights(self, distances: list[float], h: float, z: float, is_end: bool) -> list[float]:
+        """Weights of the slopes (output − first) of the stages at `distances`, relative to the step's total."""
+        if not distances:
+            return []
+        if is_end and self.end == "polynomial":
+            points = np.array([[0.0, *distances]]) / h
+            return [float(w) for w in exponential_shape(points, np.array([z]))[0, 1:]]
+        halved = is_end and self.end == "midpoint" and len(distances) == 1
+        newest = 0.5 if halved else float(phi(2, z) / phi(1, z))
+        return [0.0] * (len(distances) - 1) + [newest * h / distances[-1]]
 
 
 def allocate(evaluations: int, order: int) -> list[int]:
@@ -99,43 +120,30 @@ def _step(program: Program, x: Linear, levels: list[Level], scheme: Scheme) -> L
     s, t = levels[0], levels[-1]
     form = "data" if not np.isfinite(t.lam - s.lam) or t.noise == 0 else scheme.form
     first = program.query(x, s, form)
-    slopes: list[tuple[float, Linear]] = []
+    distances: list[float] = []
+    slopes: list[Linear] = []
     path, reached = Linear({}), s.lam
     for k, level in enumerate(levels[1:], start=1):
-        h = level.lam - s.lam
         path, reached = _noise(program, path, reached, level, scheme), level.lam
-        is_end = k == len(levels) - 1
-        x_k = _combine(x, first, slopes, (s, level), h, (form, scheme, is_end)) + level.noise * path
-        if is_end:
+        carry, total, z = _exponential(s, level, form, scheme.strength)
+        weights = scheme.weights(distances, level.lam - s.lam, z, is_end=k == len(levels) - 1)
+        x_k = carry * x + total * (first + dot(weights, slopes)) + level.noise * path
+        if k == len(levels) - 1:
             return program.let(x_k)
-        slopes.append((h, program.query(x_k, level, form)))
+        distances.append(level.lam - s.lam)
+        slopes.append(program.query(x_k, level, form) - first)
     raise AssertionError("a step has an end")
 
 
-def _combine(
-    x: Linear,
-    first: Linear,
-    slopes: list[tuple[float, Linear]],
-    ends: tuple[Level, Level],
-    h: float,
-    how: tuple[str, Scheme, bool],
-) -> Linear:
-    """First-order step to `ends[1]` plus the slope of the newest stage, weighted by φ₂ (or, midpoint, φ₁/2)."""
-    (s, t), (form, scheme, is_end) = ends, how
-    decay = np.exp(-scheme.strength * h) if scheme.strength else 1.0
-    if form == "data":
-        carry = t.noise / s.noise * decay
-        total, z = t.signal - carry * s.signal, -(1.0 + scheme.strength) * h
-    else:
+def _exponential(s: Level, t: Level, form: str, strength: float) -> tuple[float, float, float]:
+    """(carry, total, z) of the exponential step between two levels, as in `multistep.Steps`."""
+    h = t.lam - s.lam
+    if form == "noise":
         carry = t.signal / s.signal
-        total, z = t.noise - carry * s.noise, h
-    value = carry * x + total * first
-    if slopes:
-        distance, newest = slopes[-1]
-        halved = is_end and len(slopes) == 1 and not scheme.exact
-        ratio = 0.5 if halved else float(phi(2, z) / phi(1, z))
-        value = value + (total * ratio * h / distance) * (newest - first)
-    return value
+        return carry, t.noise - carry * s.noise, h
+    decay = float(np.exp(-strength * h)) if strength else 1.0
+    carry = t.noise / s.noise * decay
+    return carry, t.signal - carry * s.signal, -(1.0 + strength) * h
 
 
 def _noise(program: Program, path: Linear, reached: float, level: Level, scheme: Scheme) -> Linear:
@@ -148,7 +156,10 @@ def _noise(program: Program, path: Linear, reached: float, level: Level, scheme:
 
 @register(
     "dpm-single",
-    cases=[Case({"order": p, "variant": v}, p, p) for p, v in ((3, "midpoint"), (2, "midpoint"), (2, "exact"))],
+    cases=[
+        Case({"order": p, "variant": v}, p, p)
+        for p, v in ((3, "midpoint"), (2, "midpoint"), (2, "exact"), (3, "exact"))
+    ],
     reference=DPM_SOLVER,
 )
 def dpm_single(
@@ -166,7 +177,7 @@ def dpm_single(
     order : {1, 2, 3}
         The calls are shared out as published, 3, 3, …, ending in 1 or 2.
     variant : {"midpoint", "exact"}
-        Weights of 2S: the published default, or the one of the Taylor expansion ("taylor" in the released code).
+        The published default, or the exact rule of the polynomial through all stages ("taylor" in the released code).
     orders : sequence of {1, 2, 3}, optional
         Explicit orders: they sum to the number of steps (each step spends nodes as its stages), or there is one
         per step (stages lie between the nodes, at equal fractions in λ).
@@ -174,13 +185,16 @@ def dpm_single(
         Order 3 ends with steps of order 2 and 1 also where 3 divides the number of calls, as published.
     """
     check_order("dpm-single", order, 1, 3)
-    check_variant("dpm-single", variant, VARIANTS)
-    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("noise", variant == "exact"))
+    check_variant("dpm-single", variant, tuple(VARIANTS))
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("noise", VARIANTS[variant]))
 
 
 @register(
     "dpm++-single",
-    cases=[Case({"order": p, "variant": v}, p, p) for p, v in ((2, "midpoint"), (3, "midpoint"), (2, "exact"))],
+    cases=[
+        Case({"order": p, "variant": v}, p, p)
+        for p, v in ((2, "midpoint"), (3, "midpoint"), (2, "exact"), (3, "exact"))
+    ],
     reference=DPM_SOLVER_PP,
 )
 def dpmpp_single(
@@ -193,8 +207,8 @@ def dpmpp_single(
 ) -> Table:
     """DPM-Solver++ singlestep 2S and 3S (data form); options as `dpm-single`."""
     check_order("dpm++-single", order, 1, 3)
-    check_variant("dpm++-single", variant, VARIANTS)
-    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", variant == "exact"))
+    check_variant("dpm++-single", variant, tuple(VARIANTS))
+    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", VARIANTS[variant]))
 
 
 @register(
@@ -223,7 +237,7 @@ def res(
     """
     check_order("res", order, 1, 3)
     if stages is None:
-        return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", True))
+        return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", "newest"))
     if orders is not None or len(stages) != order - 1 or list(stages) != sorted({c for c in stages if 0 < c <= 1}):
         raise ValueError(
             f"stages={stages!r} is not possible for res of order {order} with orders={orders!r}; give {order - 1} "
@@ -232,7 +246,7 @@ def res(
     plan = [order] * nodes.steps
     for end, infinite in ((0, nodes.starts_pure), (-1, nodes.ends_clean)):
         plan[end] = 1 if infinite else plan[end]
-    return singlestep(nodes, plan, Scheme("data", True), stages)
+    return singlestep(nodes, plan, Scheme("data", "newest"), stages)
 
 
 @register(
@@ -264,7 +278,11 @@ def seeds(
     orders, lower_order_final : as in `dpm-single`.
     """
     check_order("seeds", order, 1, 3)
-    check_variant("seeds", variant, VARIANTS)
+    check_variant("seeds", variant, tuple(VARIANTS))
     if eta < 0:
         raise ValueError(f"eta={eta!r} must not be negative for seeds")
-    return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", variant == "exact", eta))
+    return singlestep(
+        nodes,
+        orders or _plan(nodes, order, lower_order_final),
+        Scheme("data", "midpoint" if variant == "midpoint" else "newest", eta),
+    )

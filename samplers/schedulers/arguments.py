@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-_HARMLESS = {"eta": (0.0, None), "use_clipped_model_output": (False, None)}  # what DDIMPipeline always passes
+from .data_range import Rule
+
+# What DDIMPipeline always passes. A clipped run always stores what agrees with the clipped data, as True asks for.
+_HARMLESS = {"eta": (0.0, None), "use_clipped_model_output": (False, None, True)}
 
 
 class Request(NamedTuple):
     """One `set_timesteps` in plain numbers: its lists, and what the config adds.
 
-    `multistep` marks the config of a stock multistep scheduler, whose spacing leaves training index 0 out.
+    `multistep` marks the config of a stock multistep scheduler, whose spacing leaves training index 0 out; `rule` is
+    what the config does to the data prediction.
     """
 
     steps: int
@@ -24,6 +28,7 @@ class Request(NamedTuple):
     shift: float = 1.0
     steps_offset: int = 0
     multistep: bool = False
+    rule: Rule | None = None
 
 
 def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:

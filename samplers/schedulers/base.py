@@ -5,14 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import FrozenDict, register_to_config
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..nodes import Nodes
@@ -22,29 +20,15 @@ from .arguments import Request, read_request, refuse_arguments
 from .beta_family import BetaFamily
 from .compiled import Compiled
 from .conversion import complete_config, stock_classes, with_stock_solver
+from .data_range import rule_of
 from .family import Family
 from .flow_family import FlowFamily
 from .forward import ForwardProcess
+from .output import PathlineSchedulerOutput
 from .settings import Settings, read_settings
 from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
 
 _CACHED_REQUESTS = 8
-
-
-@dataclass
-class PathlineSchedulerOutput(BaseOutput):
-    """What `step` returns.
-
-    Attributes
-    ----------
-    prev_sample : Tensor
-        State at which the network is called next; after the last call the sample.
-    pred_original_sample : Tensor or None
-        Data prediction; None where the network's output does not determine it.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
 
 
 class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
@@ -62,6 +46,10 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         schedulers with betas; unused by flow models
     prediction_type : {"flow_prediction", "epsilon", "sample", "v_prediction"}
     final_sigmas_type : {"zero", "sigma_min"}
+    clip_sample, clip_sample_range : clip the data prediction to [−range, range]
+    thresholding, dynamic_thresholding_ratio, sample_max_value : dynamic thresholding of it
+        For every method and both families; goes before clip_sample. What a method stores is computed again from that
+        data, see `samplers.thresholding` (stock DDIM with `use_clipped_model_output=True`).
     pathline : dict, optional
         {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu"}, see `Settings`.
 
@@ -102,12 +90,18 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         timestep_spacing: str = "leading",
         final_sigmas_type: str = "zero",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
         pathline: dict[str, Any] | None = None,
     ) -> None:
         # Stock classes drop keys that a source left at its defaults: their defaults are not these.
         self._internal_dict = FrozenDict({k: v for k, v in self.config.items() if k != "_use_default_values"})
         config = self.config
         self._settings: Settings = read_settings(pathline, self.default_pathline)
+        rule_of(config)  # refused here rather than by the first run
         self._family: Family = FlowFamily(config) if is_flow(config) else BetaFamily(config)
         self._cache: OrderedDict[Request, Compiled] = OrderedDict()
         self._shift = float(flow_shift if use_flow_sigmas else shift)
@@ -217,11 +211,11 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             shift=self._shift,
             steps_offset=int(self.config.get("steps_offset") or 0),
             multistep=self.config.get("solver_order") is not None,
+            rule=rule_of(self.config),
         )
         if request not in self._cache:
-            self._cache[request] = Compiled.build(
-                self._family, self._family.schedule(request, self._settings), self._settings
-            )
+            schedule = self._family.schedule(request, self._settings)
+            self._cache[request] = Compiled.build(self._family, schedule, self._settings, request.rule)
             if len(self._cache) > _CACHED_REQUESTS:
                 self._cache.popitem(last=False)
         self._show(self._cache[request], device)
@@ -332,7 +326,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
                 "only the last sigma may be changed in place; pass the others to set_timesteps(sigmas=...)"
             )
         schedule = self._family.with_terminal(compiled.schedule, float(given[-1]))
-        self._compiled = compiled = Compiled.build(self._family, schedule, self._settings)
+        self._compiled = compiled = Compiled.build(self._family, schedule, self._settings, compiled.rule)
         self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
         return compiled
 

@@ -12,6 +12,7 @@ from pathline.interpolants import coefficients
 from ..border import row_conversions
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
+from .data_range import Rule
 
 _SAME = 1e-9  # two coefficients computed from the same levels
 
@@ -31,8 +32,9 @@ class Call(NamedTuple):
     ----------
     level : where the network is called
     query, output : values
-    convert : (c_x, c_out), output value = c_x·query + c_out·network output
-    data : (c_x, c_out) giving the data prediction; None where the output value is it, () where it is undefined
+    convert : (c_x, c_out), output value = c_x·query + c_out·network output, or ·data where the plan has a rule
+    data : (c_x, c_out) giving the data prediction from the network output, before a rule of the plan; None where the
+        output value is it, () where it is undefined
     draws, updates : executed in order
     frees : values that nothing reads afterwards
     returns : the value handed to the caller: the next call's query, or the result
@@ -51,18 +53,22 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The calls of a table; `lead` is computed from the initial state before the first one."""
+    """The calls of a table; `lead` is computed from the initial state before the first one.
+
+    With a `rule`, every call's data prediction goes through it, and the output value is computed from the result.
+    """
 
     table: Table
     lead: tuple[Update, ...]
     calls: tuple[Call, ...]
+    rule: Rule | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """A plan never changes, so copies of a scheduler in mid-run share it."""
         return self
 
 
-def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
+def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None = None) -> Plan:
     """Cut `table` at its calls.
 
     Parameters
@@ -70,12 +76,13 @@ def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
     table : Table
     prediction : one of pathline's predictions
     sign : factor of the network's output
+    rule : map of the data prediction, optional
 
     Raises
     ------
     ValueError
-        The table needs anchors or draws noise before its first call, or a row needs what the network cannot
-        give there.
+        The table needs anchors or draws noise before its first call, or a row (or the rule) needs what the network
+        cannot give there.
     """
     if table.anchors:
         raise ValueError(
@@ -83,7 +90,7 @@ def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
             "diffusers pipeline does not supply; use pathline.samplers.sample(..., anchors=...)"
         )
     table = correct_from_query(table)
-    conversions = row_conversions(table, prediction)
+    conversions = row_conversions(table, prediction if rule is None else "data")
     places = [k for k, row in enumerate(table.rows) if row.calls_network]
     if any(z >= 0 for row in table.rows[: places[0]] for z in row.noises):
         raise ValueError(
@@ -100,9 +107,10 @@ def compile_plan(table: Table, prediction: str, sign: float) -> Plan:
         returns = table.rows[after].query if after < len(table.rows) else table.result
         assert returns is not None
         frees = tuple(v for k in range(place if calls else 0, after) for v in table.last_uses[k])
-        data = _data(row, prediction, sign)
-        calls.append(Call(row.level, row.query, row.output, (c_x, sign * c_out), data, draws, updates, frees, returns))
-    return Plan(table, _operations(table, 0, places[0])[1], tuple(calls))
+        data = _data(row, prediction, sign, rule)
+        convert = (c_x, c_out if rule is not None else sign * c_out)
+        calls.append(Call(row.level, row.query, row.output, convert, data, draws, updates, frees, returns))
+    return Plan(table, _operations(table, 0, places[0])[1], tuple(calls), rule)
 
 
 def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], tuple[Update, ...]]:
@@ -121,14 +129,19 @@ def _unit_first(terms: Terms) -> Terms:
     return tuple(sorted(terms, key=lambda term: isinstance(term[1], np.ndarray) or term[1] != 1.0))
 
 
-def _data(row: Row, prediction: str, sign: float) -> tuple[float, ...] | None:
-    if row.form == "data":
+def _data(row: Row, prediction: str, sign: float, rule: Rule | None) -> tuple[float, ...] | None:
+    if row.form == "data" and rule is None:
         return None
     level = row.level
     try:
         c_x, c_out = coefficients(level.signal, level.noise, level.signal_rate, level.noise_rate, prediction, "data")
-    except ValueError:  # the method itself does not need it there, as noise networks at signal 0
-        return ()
+    except ValueError as error:
+        if rule is not None:
+            raise ValueError(
+                f"the scheduler's config applies {rule} to the data prediction, which a {prediction} network does not "
+                f"determine at time {level.time:g} (signal {level.signal:g}): {error}"
+            ) from None
+        return ()  # the method itself does not need it there, as noise networks at signal 0
     return c_x, sign * c_out
 
 

@@ -13,6 +13,7 @@ from ..nodes import Nodes
 from ..registry import build_table
 from ..table import Table
 from .calls import Plan, compile_plan
+from .data_range import Rule
 from .family import Family, Schedule, Singles
 from .late_start import full_table, late_table
 from .settings import Settings
@@ -28,6 +29,8 @@ class Compiled:
         What `pathline.samplers.sample` would run on the same nodes.
     timesteps, sigmas : float32 arrays
         One entry for each network call, and the terminal sigma.
+    rule : Rule or None
+        Applied to every data prediction.
     """
 
     family: Family
@@ -36,10 +39,11 @@ class Compiled:
     table: Table
     timesteps: Singles
     sigmas: Singles
+    rule: Rule | None = None
     plans: dict[int, Plan] = field(default_factory=dict)
 
     @staticmethod
-    def build(family: Family, schedule: Schedule, settings: Settings) -> Compiled:
+    def build(family: Family, schedule: Schedule, settings: Settings, rule: Rule | None = None) -> Compiled:
         """Compile the method on the schedule.
 
         Raises
@@ -48,12 +52,12 @@ class Compiled:
             The method cannot run on these nodes, with this kind of network, or in a pipeline at all.
         """
         table = full_table(_builder(settings), schedule)
-        plan = compile_plan(table, family.prediction, family.sign)
+        plan = compile_plan(table, family.prediction, family.sign, rule)
         levels = [call.level for call in plan.calls]
         sigmas = np.array([family.sigma(level) for level in (*levels, table.end)]).astype(np.float32)
         labels = family.call_labels(schedule, levels)
         timesteps = family.timesteps(sigmas[:-1], labels) if schedule.labels is None else labels.astype(np.float32)
-        return Compiled(family, schedule, settings, table, timesteps, sigmas, {0: plan})
+        return Compiled(family, schedule, settings, table, timesteps, sigmas, rule, {0: plan})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         """Compiled runs never change, so copies of a scheduler share them."""
@@ -77,7 +81,7 @@ class Compiled:
             options = {key: value for key, value in self.settings.options.items() if key != "afs"}
             build = _builder(replace(self.settings, options=options))  # an analytic first step is for pure noise
             table = late_table(build, self.schedule, [call.level for call in calls[index:]])
-            self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign)
+            self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign, self.rule)
         return self.plans[index]
 
     def find(self, timestep: Any, shown: Tensor) -> int:

@@ -28,6 +28,7 @@ _STOCK = (
     "SASolverScheduler",
     "UniPCMultistepScheduler",
 )
+_NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
 
 
 def stock_classes() -> list[type]:
@@ -40,7 +41,8 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with everything explicit that its own class takes for granted.
 
     Diffusers drops keys that the source left at their defaults, and configs stored by old versions lack keys; the
-    defaults of the source's class are meant, which need not be ours. A flow shift becomes the shift.
+    defaults of the source's class are meant, which need not be ours. A flow shift becomes the shift. Clipping and
+    thresholding that the source's class accepts but never applies are turned off.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "pathline" not in full:
         source = getattr(diffusers, str(full.get("_class_name")), None)
         if inspect.isclass(source) and issubclass(source, diffusers.SchedulerMixin):
-            full = {**_defaults(source), **full}
+            full = _as_applied({**_defaults(source), **full})
         _check_family(full)
         if "beta_schedule" in full:  # schedulers older than the key predict the noise
             full.setdefault("prediction_type", "epsilon")
@@ -78,6 +80,16 @@ def with_stock_solver(
 def _defaults(cls: type) -> dict[str, Any]:
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _as_applied(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without the rules for the range of data that its own class ignores."""
+    name = config["_class_name"]
+    if name in _NEVER_CLIP:
+        return {**config, "clip_sample": False, "thresholding": False}
+    if name == "UniPCMultistepScheduler" and not config["predict_x0"]:
+        return {**config, "thresholding": False}
+    return config
 
 
 def _check_family(config: Mapping[str, Any]) -> None:

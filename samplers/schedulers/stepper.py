@@ -111,7 +111,9 @@ class Stepper:
         """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
 
         Both have the dtype of `output`. `sample` should be what the last call returned; where the pipeline changed
-        it, the change is added to the state.
+        it, the change is added to the state. A rule of the plan (clipping, thresholding) is applied to the data
+        prediction before anything is stored; what a row stores as noise or velocity is computed again from the
+        result, so that it agrees with the state, see `samplers.thresholding`.
         """
         call, values = self.plan.calls[self._position], self.values
         combine = self._combine
@@ -122,8 +124,14 @@ class Stepper:
         query = values[call.query]
         dtype = output.dtype
         wide = output if dtype == query.dtype else output.to(query.dtype)
-        stored = values[call.output] = affine(query, wide, *call.convert)
-        data = stored if call.data is None else affine(query, wide, *call.data) if call.data else None
+        if self.plan.rule is None:
+            stored = affine(query, wide, *call.convert)
+            data = stored if call.data is None else affine(query, wide, *call.data) if call.data else None
+        else:
+            assert call.data is not None
+            data = self.plan.rule(affine(query, wide, *call.data))
+            stored = affine(query, data, *call.convert)
+        values[call.output] = stored
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:

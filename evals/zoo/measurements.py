@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -253,8 +254,14 @@ def _own_distance(y: Tensor) -> float:
 
 @cache
 def _bridge(steps: int) -> Nodes:
-    """A Brownian bridge of variance up to 1/4."""
-    return bridge_nodes(DiffusionBridge(EDMPath(sigma_max=1.0, rho=1.0)), GRID, steps)
+    """A Brownian bridge of variance up to 1/4, uniform in log(signal/noise) from t = 1e-3 to 1 − 1e-4.
+
+    With share s = (1 − t)² of the source, log(signal/noise) = log((1 − s)/s)/2.
+    """
+    low, high = (0.5 * math.log((1 - s) / s) for s in ((1 - 1e-3) ** 2, 1e-4**2))
+    share = 1.0 / (1.0 + np.exp(2.0 * np.linspace(low, high, steps)))
+    times = np.append(1.0 - np.sqrt(share), 1.0)
+    return bridge_nodes(DiffusionBridge(EDMPath(sigma_max=1.0, rho=1.0)), times)
 
 
 @cache
