@@ -221,9 +221,7 @@ def rank(
     nfe: Annotated[str, typer.Option(help="Budgets, as in 5 8 10 or 5,8,10 or 4-8.")] = "5 8 10",
     path: Annotated[str, typer.Option(help="Path by name, as in 'linear' or 'vp:beta_max=10'.")] = "linear",
     methods: Annotated[str | None, typer.Option(help="Methods; every declared configuration by default.")] = None,
-    grids: Annotated[
-        str | None, typer.Option(help="Grids, as in 'time gaussian'; all by default.")
-    ] = None,
+    grids: Annotated[str | None, typer.Option(help="Grids, as in 'time gaussian'; all by default.")] = None,
     afs: Annotated[bool, typer.Option(help="Rank analytic first steps too (where methods are not named).")] = True,
     top: Annotated[int, typer.Option(min=1, help="Rows shown for each budget.")] = 15,
     save: Annotated[Path | None, typer.Option(help="Write all rows to .csv or .json.")] = None,
@@ -307,6 +305,7 @@ def demo(
 
 @app.command()
 def agree(
+    classes: Annotated[list[str] | None, typer.Argument(help="Classes of diffusers; all by default.")] = None,
     *,
     out: Annotated[Path | None, typer.Option(help="Also write the page of the documentation here.")] = None,
     all_steps: Annotated[bool, typer.Option("--all-steps", help="Every setting at all steps from 1 to 50.")] = False,
@@ -317,7 +316,7 @@ def agree(
 
     from .agreement import agreement, agreement_page, print_agreement
 
-    results = agreement(all_steps=all_steps, report=None if quiet else _say)
+    results = agreement(classes or None, all_steps=all_steps, report=None if quiet else _say)
     print_agreement(results)
     if out is not None:
         page = agreement_page(results, all_steps)

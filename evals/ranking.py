@@ -35,6 +35,7 @@ from .settings import Spec, parse_spec
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+_VISIBLE = 1e-6
 _USUAL = ("logsnr", "time", "karras")
 CAUTION = (
     "Exact for Gaussian data and an exact network. Trained networks rank differently (most of all at high noise, where "
@@ -58,7 +59,8 @@ class Ranked:
     w2 : float
         2-Wasserstein distance of the sampled law to the data; its square is the Fréchet distance in data space.
     worst_bias : float
-        Standard deviation over the data's, along the direction where it is furthest from 1 (in the logarithm).
+        Standard deviation over the data's, along the direction where it is furthest from 1 (in the logarithm), of
+        those with more than a millionth of the largest variance.
     """
 
     method: str
@@ -271,7 +273,7 @@ class _Plans:
 
 def _judge(table: Table, spectrum: Spectrum, origin: tuple[float, float], cell: tuple[Spec, Spec, int]) -> Ranked:
     found = transfer(table, spectrum, start="prior", origin=origin)  # what a sweep does, its reference included
-    known = found.bias[found.target > 0]
+    known = found.bias[found.spectrum.values > _VISIBLE * found.spectrum.values.max()]
     worst = max(known, key=lambda b: max(b, 1 / b) if b > 0 else float("inf"))
     return Ranked(
         str(cell[0]), str(cell[1]), cell[2], table.evaluations, table.stochastic, found.rmse, found.w2, float(worst)
@@ -297,9 +299,12 @@ def ranking_table(ranking: Ranking, nfe: int, top: int) -> RichTable:
     from rich.table import Table as Rich
 
     rows = ranking.of(nfe)
+    distinct: dict[tuple[str, int, str, str], Ranked] = {}
+    for row in rows:  # of one method under several names the first stands for all
+        distinct.setdefault((row.grid, row.evaluations, f"{row.rmse:.10e}", f"{row.w2:.10e}"), row)
     table = Rich(
         title=f"NFE {nfe}: the best {min(top, len(rows))} of {len(rows)}",
-        caption="RMSE per value to the probability flow (W2/√d for stochastic methods, marked *)",
+        caption="RMSE per value to the probability flow (W2/√d for stochastic methods, marked *); equal ones once",
         title_justify="left",
         caption_justify="left",
     )
@@ -307,7 +312,7 @@ def ranking_table(ranking: Ranking, nfe: int, top: int) -> RichTable:
     table.add_column("grid", no_wrap=True)
     for heading in ("calls", "RMSE", "W2", "worst std ratio"):
         table.add_column(heading, justify="right")
-    for row in rows[:top]:
+    for row in list(distinct.values())[:top]:
         mark = "*" if row.stochastic else ""
         table.add_row(
             row.method,

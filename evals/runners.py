@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.samplers import START_NOISE, Table, keyed_normal, plan, sample
+from pathline.samplers import START_NOISE, Table, keyed_normal, list_adaptive, plan, sample
 
 from .counting import CountedGuidance, CountedModel
 from .scheduler_loop import SchedulerRun
@@ -44,6 +44,7 @@ def batches(count: int, size: int, start: int = 0) -> Iterator[range]:
 
 def table_of(source: Source, cell: Cell) -> Table:
     """The table a cell runs; every refusal happens here, before any network call."""
+    check_budgeted(cell)
     if cell.method.options.keys() & _RESERVED:
         wrong = ", ".join(sorted(cell.method.options.keys() & _RESERVED))
         raise ValueError(f"{wrong} cannot be an option of method {cell.method.name!r}; sweeps set it themselves")
@@ -55,6 +56,26 @@ def table_of(source: Source, cell: Cell) -> Table:
         grid_options=cell.grid.options,
         **cell.method.options,
     )
+
+
+def check_budgeted(cell: Cell) -> None:
+    """Refuse methods that choose their own steps.
+
+    What such a method costs is known only after its run, and where it steps depends on the whole batch: a cell, which
+    is named by its budget and the same for any batch size, cannot hold one.
+
+    Raises
+    ------
+    ValueError
+        Saying what to do instead.
+    """
+    name = cell.method.name
+    if name in list_adaptive():
+        raise ValueError(
+            f"method {name!r} chooses its own steps, so no budget of evaluations can be set for it; run it with "
+            f"pathline.samplers.sample(model, x, path=..., method={name!r}, rtol=..., full=True), whose result counts "
+            "its evaluations, beside table methods at that nfe"
+        )
 
 
 _RESERVED = {"nfe", "steps", "grid", "grid_options", "prediction", "seed", "sample_offset", "model_kwargs", "path"}

@@ -22,7 +22,7 @@ from .files import digest, write_text
 from .judge import Judge
 from .previews import preview_path, save_preview
 from .records import Record, RecordFile, make_record
-from .runners import Outcome, run_cell, table_of
+from .runners import Outcome, check_budgeted, run_cell, table_of
 from .settings import Cell, SweepSettings
 from .sources import Source, open_source
 from .truth import Truth, check_truth, load_truth, truth_config
@@ -261,9 +261,10 @@ def check_names(settings: SweepSettings) -> None:
     Raises
     ------
     ValueError
-        Listing the nearest valid names.
+        Listing the nearest valid names, or for a method that takes no budget what to do instead.
     """
     for cell in settings.cells():
+        check_budgeted(cell)
         info = method_info(cell.method.name)
         for key in cell.method.options:
             if key not in (*info.options, "afs"):

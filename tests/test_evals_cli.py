@@ -16,7 +16,7 @@ from pathline.evals.images import save_samples
 from pathline.evals.records import RecordFile
 from pathline.samplers import Table, list_methods
 
-COMMANDS = {"train", "sweep", "report", "rerun", "stats", "methods", "inspect", "sample", "bench", "demo"}
+COMMANDS = {"train", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench", "demo"}
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ import torch
 from pathline.evals import cli
 from pathline.evals.moments import Moments
 from pathline.evals.ranking import default_grids, default_methods, rank, spectrum_of
-from pathline.evals.settings import SweepSettings, parse_spec
+from pathline.evals.settings import Spec, SweepSettings, parse_spec
 from pathline.evals.sweep import run_sweep
 from pathline.interpolants import LinearPath, VPPath
 from pathline.samplers import list_methods, method_info
@@ -56,9 +56,9 @@ def test_predictions_are_the_errors_of_a_sweep_on_gaussian_data(tmp_path: Path) 
         methods=METHODS,
         grids=GRIDS,
         nfe=(6,),
-        samples=400,
+        samples=200,
         features="raw",
-        truth_steps=300,
+        truth_steps=150,
         dtype="float64",
         keep=0,
     )
@@ -71,9 +71,33 @@ def test_predictions_are_the_errors_of_a_sweep_on_gaussian_data(tmp_path: Path) 
         spec = ":".join(filter(None, [config["method"], ",".join(f"{k}={v}" for k, v in config["options"].items())]))
         row = predicted[spec, config["grid"]]
         assert row.evaluations == record["facts"]["nfe"]
-        assert row.rmse == pytest.approx(record["metrics"]["rmse"], rel=0.12), (spec, config["grid"])
+        assert row.rmse == pytest.approx(record["metrics"]["rmse"], rel=0.15), (spec, config["grid"])
     pairs = [(predicted[row.method, row.grid].rmse, row.rmse) for row in found.rows]
     assert spearman(*map(list, zip(*pairs, strict=True))) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_predictions_agree_with_a_mixture_from_twelve_evaluations_up(tmp_path: Path) -> None:
+    """Where the data are no Gaussian it still orders the pairs; at 5 evaluations it does not (docs/analysis.md)."""
+    methods = (*METHODS, "dpm++:order=3,variant=exact", "ipndm:order=4", "ipndm:order=2", "deis:order=3")
+    settings = SweepSettings(
+        "bed:digits:path=vp",
+        methods=methods,
+        grids=(*GRIDS, "linspace"),
+        nfe=(12,),
+        samples=64,
+        features="raw",
+        truth_steps=200,
+        keep=0,
+    )
+    measured = {}
+    for record in run_sweep(settings, tmp_path / "r.jsonl", progress=False).records:
+        config = record["config"]
+        measured[str(Spec(config["method"], config["options"])), config["grid"]] = record["metrics"]["rmse"]
+    found = rank(spectrum_of("bed:digits"), VPPath(), (12,), methods, (*GRIDS, "linspace"))
+    pairs = [(row.rmse, measured[row.method, row.grid]) for row in found.rows]
+    assert len(pairs) == 40
+    assert spearman(*map(list, zip(*pairs, strict=True))) > 0.65
 
 
 def test_every_method_and_grid_is_ranked_for_any_budget() -> None:
@@ -131,7 +155,7 @@ def test_unknown_names_and_impossible_budgets_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown grid 'karas'"):
         rank(spectrum, LinearPath(), (5,), ("ddim",), ("karas",))
     with pytest.raises(ValueError, match=r"nothing can be ranked; .*more than 1 evaluation"):
-        rank(spectrum, LinearPath(), (1,), ("dpm++-2s-ancestral",), ("time",))
+        rank(spectrum, LinearPath(), (1,), ("runge-kutta:tableau=midpoint,variant=time",), ("time",))
 
 
 @pytest.mark.parametrize("budgets", [["--nfe", "4", "6"], ["--nfe", "4,6"], ["--nfe", "4 6"]], ids=str)

@@ -20,7 +20,7 @@ BYTES = 40_000
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo") / "zoo"
-    page, count = write_zoo(folder, ["heun", "ddpm", "dopri5"])
+    page, count = write_zoo(folder, ["heun", "ddpm", "bosh3"])
     assert (page, count) == (folder.with_suffix(".md"), 3)
     return folder
 
@@ -36,8 +36,13 @@ def test_page_states_the_facts_of_each_method(written: Path) -> None:
         assert ("stochastic" if name == "ddpm" else "deterministic") in section
         assert (written / f"{name}.png").exists()
     assert "calls 2N − 1" in text  # Heun: one call on the last step
-    assert "### `dopri5`" in text
+    assert "### `bosh3`" in text
     assert "unipc" not in text.split("## ", 1)[1]
+
+
+def test_unknown_method_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'unipc'"):
+        write_zoo(tmp_path / "zoo", ["unipcc"])
 
 
 def test_pictures_are_small_and_drawn(written: Path) -> None:

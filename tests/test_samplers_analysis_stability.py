@@ -90,7 +90,7 @@ def test_runge_kutta_and_exponential_steps_have_their_polynomials() -> None:
 def stable_methods() -> list[tuple[str, dict[str, Any]]]:
     found = []
     for name in gaussian_methods():
-        for case in method_info(name).cases[:2]:
+        for case in method_info(name).cases[:1]:
             try:
                 stability(name, **case.options)
             except ValueError:

@@ -14,7 +14,9 @@ from pathline.evals.agreement import (
     OUTSIDE,
     Defect,
     Setting,
+    agreement,
     compare,
+    print_agreement,
     run_stock,
     settings,
     step_counts,
@@ -23,8 +25,8 @@ from pathline.evals.agreement.stock import output, start_and_noises
 from pathline.samplers.schedulers import PathlineScheduler
 from support.repository import ROOT
 
-# stock schedulers hand tensors to numpy in a way it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# stock schedulers hand tensors to numpy in ways it deprecates, and warn where scale_model_input was not called
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning", "ignore:The `scale_model_input`")
 SETTINGS = settings()
 TOLERANCE = 1e-9
 STEPS = (2, 3, 7, 16)
@@ -56,6 +58,16 @@ def test_settings_of_a_class_share_out_all_numbers_of_steps() -> None:
     met = {n for index, setting in enumerate(members) for n in step_counts(setting, index, 5)}
     assert met == set(range(1, 51))
     assert len(step_counts(members[0], 0, 5)) < 20
+
+
+def test_command_compares_a_class_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = agreement(["FlowMatchHeunDiscreteScheduler"])
+    assert result.verdict == "the same"
+    assert result.runs > 40
+    print_agreement([result])
+    assert "FlowMatchHeun" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="did you mean 'HeunDiscreteScheduler'"):
+        agreement(["HeunDiscretScheduler"])
 
 
 def test_a_wrong_weight_is_seen() -> None:
@@ -105,10 +117,10 @@ DROP_INS = (
 def test_from_config_gives_the_sample_of_the_stock_class(name: str, config: dict[str, Any]) -> None:
     """The whole scheduler: levels, labels and table, against the class as released."""
     setting = next(s for s in SETTINGS if s.name == name and s.config == config and s.step.get("eta", 0.0) == 0.0)
-    theirs = run_stock(setting, 7, widened=False)
-    chosen = {"method": setting.method, "options": setting.options(7, theirs)}
+    theirs = run_stock(setting, 10, widened=False)
+    chosen = {"method": setting.method, "options": setting.options(10, theirs)}
     scheduler = PathlineScheduler.from_config(getattr(diffusers, name)(**config).config, pathline=chosen)
-    scheduler.set_timesteps(7)
+    scheduler.set_timesteps(10)
     assert len(scheduler.timesteps) == len(theirs.levels)
     x, kind = start_and_noises()[0], scheduler.config.prediction_type
     for sigma, t in zip(scheduler.sigmas.double().tolist(), scheduler.timesteps, strict=False):

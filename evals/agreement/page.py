@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pathline.interpolants import check_name
+
 from .comparison import compare
 from .defects import DEFECTS, MEASURED_WITH
 from .matrix import MISSING, OUTSIDE, SHORT_RUN, settings
-from .stock import Setting
+from .stock import NAMES, Setting
 
 TOLERANCE = 1e-9
 MOST_STEPS = 50
@@ -69,12 +71,21 @@ def step_counts(setting: Setting, index: int = 0, stride: int = 1) -> list[int]:
 
 
 def agreement(
-    selected: Sequence[Setting] | None = None, *, all_steps: bool = False, report: Callable[[str], None] | None = None
+    names: Sequence[str] | None = None, *, all_steps: bool = False, report: Callable[[str], None] | None = None
 ) -> list[ClassResult]:
-    """Compare settings (default: all) and sum up by class."""
+    """Compare the settings of the named classes (default: all) and sum up by class.
+
+    Raises
+    ------
+    ValueError
+        A class that is not compared.
+    """
+    for name in names or ():
+        check_name("compared class", name, NAMES)
     groups: dict[str, list[Setting]] = {}
-    for setting in settings() if selected is None else selected:
-        groups.setdefault(setting.name, []).append(setting)
+    for setting in settings():
+        if names is None or setting.name in names:
+            groups.setdefault(setting.name, []).append(setting)
     results = []
     for name, members in groups.items():
         if report is not None:

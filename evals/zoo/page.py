@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pathline.interpolants import check_name
 from pathline.samplers import MethodInfo, Reference, adaptive_info, list_adaptive, list_methods
 from pathline.samplers.adaptive import AdaptiveInfo
 from pathline.samplers.files import replacing
@@ -68,7 +69,14 @@ def write_zoo(
         Methods of either registry; default all.
     report : function (name), optional
         Called before each method.
+
+    Raises
+    ------
+    ValueError
+        An unknown method.
     """
+    for name in names or ():
+        check_name("method", name, [*list_methods(), *list_adaptive()])
     chosen = [n for n in list_methods() if names is None or n in names]
     adaptive = [n for n in list_adaptive() if names is None or n in names]
     entries = []

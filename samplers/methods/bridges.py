@@ -68,7 +68,9 @@ DDBM = Reference(
     reference=DBIM,
     requires="a bridge: Nodes with anchor",
 )
-def dbim(nodes: Nodes, *, order: int = 1, eta: float = 0.0, source_time: float | None = None) -> Table:
+def dbim(
+    nodes: Nodes, *, order: int = 1, eta: float = 0.0, variant: str = "exact", source_time: float | None = None
+) -> Table:
     """DBIM(η) and its deterministic orders 2 and 3: DDIM and exponential Adams on x − anchor·source.
 
     The nodes hold the bridge (signal, noise, anchor) from just below its source end to the data. The state starts
@@ -83,6 +85,9 @@ def dbim(nodes: Nodes, *, order: int = 1, eta: float = 0.0, source_time: float |
         Orders 2 and 3 are deterministic.
     eta : float in [0, 1]
         0 is deterministic after the booting noise, 1 the posterior of the bridge; order 1 only.
+    variant : {"exact", "released"}
+        How the noise of η > 0 is found: from signal and noise, or as in the authors' code for I²SB from the anchor
+        coefficients, which differ where those are off by one β, as in their tables (reference of signal 1 only).
     source_time : float, optional
         Label of the source end; default 1e-3 beyond node 0, as in the authors' code.
     """
@@ -91,8 +96,9 @@ def dbim(nodes: Nodes, *, order: int = 1, eta: float = 0.0, source_time: float |
         raise ValueError(f"eta={eta!r} is not possible for dbim; allowed: 0 to 1")
     if eta > 0 and order > 1:
         raise ValueError(f"eta={eta!r} with order={order} is not possible for dbim; orders above 1 are deterministic")
+    check_variant("dbim", variant, ("exact", "released"))
     program, x, source = _from_source("dbim", nodes, source_time)
-    carry, fresh = ddim_coefficients(nodes, eta)
+    carry, fresh = ddim_coefficients(nodes, eta) if variant == "exact" else _released_coefficients(nodes, eta)
     fresh[-1] = 0.0  # the last step keeps the smaller carry but drops its noise, as released
     steps = _bridge_steps(nodes, carry, fresh)
     orders = step_orders(nodes, order, lower_order_final=False)
@@ -253,6 +259,13 @@ def _from_source(
     first = program.query(program.state, source)
     x = start.anchor * program.anchor("source") + start.signal * first
     return program, program.let(x + start.noise * program.noise() if noisy and start.noise else x), source
+
+
+def _released_coefficients(nodes: Nodes, eta: float) -> tuple[Array, Array]:
+    """`ddim_coefficients` with fresh = ηρ'√(1 − ρ'²/ρ²), where ρ² = noise²/signal and ρ'²/ρ² = anchor'/anchor."""
+    rho = nodes.noise[1:] / np.sqrt(nodes.signal[1:])
+    fresh = eta * rho * np.sqrt(1.0 - nodes.anchor[1:] / nodes.anchor[:-1])
+    return np.sqrt(np.maximum(0.0, nodes.noise[1:] ** 2 - fresh**2)) / nodes.noise[:-1], fresh
 
 
 def _bridge_steps(nodes: Nodes, carry: Array, fresh: Array) -> Steps:

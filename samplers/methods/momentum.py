@@ -43,6 +43,21 @@ BETA_PARTS: tuple[tuple[tuple[float, float], ...], ...] = (
 """GHVB weights of order p on (v_0, v_−1, …): (constant + linear·β)/β; those of order 1 are 1."""
 
 
+FIRST_VELOCITIES = ("noise", "v")
+
+
+def _first_velocity(program: Program, i: int, x: Linear, noise: Linear, kind: str) -> Linear:
+    """The noise at node i, or v = signal·noise − noise level·data in its place."""
+    level = program.nodes.level(i)
+    if kind == "noise":
+        return noise
+    return level.signal * noise - (level.noise / level.signal) * (x - level.noise * noise)
+
+
+def _frame(first_velocity: str) -> str:
+    return "point_mass" if first_velocity == "noise" else "none: the first velocity is not a noise"
+
+
 def ghvb_weights(order: int, beta: float) -> list[float]:
     """Weights of the velocities, newest first, for GHVB of integer order and momentum β in (0, 1]."""
     return [(constant + linear * beta) / beta for constant, linear in BETA_PARTS[order - 1]]
@@ -56,20 +71,22 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
     ],
     reference=MOMENTUM,
 )
-def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None) -> Table:
+def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None, first_velocity: str = "noise") -> Table:
     """Generalised heavy ball of any fractional order m: order ⌈m⌉ with momentum β = m − ⌊m⌋ (1 for integers).
 
     v ← (1 − β)·v + β·ε, and x/signal moves in noise/signal along a combination of past v. Larger stability region
     than Adams–Bashforth of the same order, which helps under strong guidance; m = 2.3 … 3.8 are used there. A last
-    step to noise 0 returns the data prediction. The released code starts v from the raw network output, which is right
-    for noise prediction only; here it is always the noise.
+    step to noise 0 returns the data prediction.
 
     Parameters
     ----------
     order : float in (0, 5]
     beta : float in (0, 1], optional
         Momentum by itself, with a whole `order`: order=3, beta=0.5 is order=2.5.
+    first_velocity : {"noise", "v"}
+        What v starts from. "v" is what the released code does with v networks, whose raw output it takes for the noise.
     """
+    check_variant("ghvb (first velocity)", first_velocity, FIRST_VELOCITIES)
     if not 0 < order <= 5:
         raise ValueError(f"order={order!r} is not possible for ghvb; allowed: above 0, at most 5")
     if beta is not None and (order != ceil(order) or not 0 < beta <= 1):
@@ -86,10 +103,10 @@ def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None) -> Tabl
             velocities.insert(0, noise)  # only the first step from signal 0 is ever looked back at
             continue
         noise = program.query(x, i, "noise")
-        velocity = noise if not velocities or beta == 1.0 else (1 - beta) * velocities[0] + beta * noise
-        velocities.insert(0, program.let(velocity))
+        before = velocities[0] if velocities else _first_velocity(program, i, x, noise, first_velocity)
+        velocities.insert(0, program.let((1 - beta) * before + beta * noise))
         x = ratio_step(program, nodes, i, x, dot(ghvb_weights(min(top, i + 1), beta), velocities))
-    return program.finish(x)
+    return program.finish(x, frame=_frame(first_velocity))
 
 
 @register(
@@ -101,7 +118,14 @@ def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None) -> Tabl
     ],
     reference=MOMENTUM,
 )
-def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str = "heavy-ball") -> Table:
+def heavy_ball(
+    nodes: Nodes,
+    *,
+    order: int = 4,
+    beta: float = 0.9,
+    variant: str = "heavy-ball",
+    first_velocity: str = "noise",
+) -> Table:
     """Heavy-ball or Nesterov momentum on the Adams–Bashforth direction: v ← (1 − β)·v + β·ê.
 
     Any β < 1 lowers the order to 1 and enlarges the stability region. A last step to noise 0 returns the data
@@ -115,7 +139,9 @@ def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str 
         1 is the method without momentum (PLMS in noise/signal).
     variant : {"heavy-ball", "nesterov"}
         Nesterov moves along (1 − β)·v + β·ê after the update of v.
+    first_velocity : as in `ghvb`
     """
+    check_variant("heavy-ball (first velocity)", first_velocity, FIRST_VELOCITIES)
     check_order("heavy-ball", order, 1, 4)
     check_variant("heavy-ball", variant, ("heavy-ball", "nesterov"))
     if not 0 < beta <= 1:
@@ -130,10 +156,11 @@ def heavy_ball(nodes: Nodes, *, order: int = 4, beta: float = 0.9, variant: str 
             continue
         history.insert(0, program.query(x, i, "noise"))
         direction = dot(ADAMS_BASHFORTH[min(order, i + 1) - 1], history)
-        velocity = program.let(direction if i == 0 else (1 - beta) * velocity + beta * direction)
+        before = velocity if i else _first_velocity(program, i, x, direction, first_velocity)
+        velocity = program.let((1 - beta) * before + beta * direction)
         ahead = velocity if variant == "heavy-ball" else (1 - beta) * velocity + beta * direction
         x = ratio_step(program, nodes, i, x, ahead)
-    return program.finish(x)
+    return program.finish(x, frame=_frame(first_velocity))
 
 
 @register(
@@ -159,11 +186,11 @@ def dpmpp_heavy_ball(nodes: Nodes, *, beta: float = 0.8, lower_order_final: bool
 
 @register(
     "unipc-heavy-ball",
-    cases=[Case({}, 1, 1), Case({"beta": 1.0}, 3, 3), Case({"variant": "data"}, 1, 1)],
+    cases=[Case({}, 1, 1), Case({"beta": 1.0}, 3, 3), Case({"variant": "released"}, 1, 1)],
     reference=MOMENTUM,
 )
 def unipc_heavy_ball(
-    nodes: Nodes, *, beta: float = 0.8, order: int = 2, variant: str = "released", lower_order_final: bool = True
+    nodes: Nodes, *, beta: float = 0.8, order: int = 2, variant: str = "data", lower_order_final: bool = True
 ) -> Table:
     """UniPC with heavy-ball momentum in its corrector.
 
@@ -173,14 +200,15 @@ def unipc_heavy_ball(
         1 is `unipc`.
     order : {1, 2, 3, 4}
         Predictor order; B(h) is bh2.
-    variant : {"released", "data"}
-        Units in which the velocity is carried from step to step: "released" divides directions by the noise level of
-        the step's end, so that the velocity changes scale and a constant prediction is not kept (and its predictor
-        overwrites the velocity, so that momentum acts in the corrector alone); "data" carries it as a data prediction.
+    variant : {"data", "released"}
+        Units in which the velocity is carried from step to step: "data" carries a data prediction, "released" divides
+        by the noise level of the step's end, so that the velocity changes its scale and a constant prediction is not
+        kept: it converges in theory alone. Either way momentum acts in the corrector, as in the released code, whose
+        predictor overwrites the velocity.
     lower_order_final : bool
         As in `unipc`.
     """
-    check_variant("unipc-heavy-ball", variant, ("released", "data"))
+    check_variant("unipc-heavy-ball", variant, ("data", "released"))
     table = unipc(nodes, order=order, lower_order_final=lower_order_final)
     scales = 1 / nodes.noise[1:-1] if variant == "released" else np.ones(nodes.steps - 1)
     table = with_heavy_ball(table, beta, plain=(-1,), scales=np.append(scales, 1.0))

@@ -8,7 +8,7 @@ from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .multistep import check_order, check_variant
-from .ratio_steps import data_step, needs_data_step, ratio_step
+from .ratio_steps import data_step, ratio_step
 
 PNDM = Reference(
     key="liu2022pndm",
@@ -28,12 +28,11 @@ PNDM = Reference(
     ],
     reference=PNDM,
 )
-def plms(nodes: Nodes, *, order: int = 4, warmup: str = "repeat") -> Table:
+def plms(nodes: Nodes, *, order: int = 4, warmup: str = "repeat", lower_order_final: bool = True) -> Table:
     """PLMS: equal-step Adams–Bashforth on the noise prediction, started by one improved Euler step.
 
     As in Stable Diffusion the first step is taken twice, with the mean of the noises at both of its ends, which
-    costs one call more than there are steps; only the first of the two enters the history. A last step to noise 0
-    returns the data prediction.
+    costs one call more than there are steps; only the first of the two enters the history.
 
     Parameters
     ----------
@@ -42,13 +41,15 @@ def plms(nodes: Nodes, *, order: int = 4, warmup: str = "repeat") -> Table:
     warmup : {"repeat", "runge-kutta"}
         "runge-kutta" is PNDM proper: the first order − 1 steps are pseudo Runge–Kutta steps of four calls each, with
         stages half-way in time.
+    lower_order_final : bool
+        False keeps the order on a last step to noise 0, as diffusers does with `set_alpha_to_one`.
     """
     check_order("plms", order, 1, 4)
     check_variant("plms", warmup, ("repeat", "runge-kutta"))
     program = Program(nodes)
     x, history = program.state, list[Linear]()
     for i in range(nodes.steps):
-        if needs_data_step(nodes, i):
+        if nodes.signal[i] == 0.0 or (nodes.noise[i + 1] == 0.0 and (lower_order_final or i == 0)):
             x, noise = data_step(program, nodes, i, x)
             history.insert(0, noise)
             continue

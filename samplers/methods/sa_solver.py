@@ -104,7 +104,7 @@ def _taus(nodes: Nodes, tau: float | Sequence[float], window: tuple[float, float
         raise ValueError(
             f"tau={tau!r} is not possible for sa; give one value ≥ 0 or one for each of {nodes.steps} steps"
         )
-    if len(values) == 1:
+    if np.ndim(tau) == 0:
         span = nodes.time[0] - nodes.time[-1]
         place = (nodes.time[:-1] - nodes.time[-1]) / span if span else np.ones(nodes.steps)
         low, high = window or (-np.inf, np.inf)

@@ -28,7 +28,6 @@ _STOCK = (
     "SASolverScheduler",
     "UniPCMultistepScheduler",
 )
-_NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
 
 
 def stock_classes() -> list[type]:
@@ -53,7 +52,8 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "pathline" not in full:
         source = getattr(diffusers, str(full.get("_class_name")), None)
         if inspect.isclass(source) and issubclass(source, diffusers.SchedulerMixin):
-            full = _as_applied({**_defaults(source), **full})
+            full = {**_defaults(source), **full}
+        full |= _never_applied(full)
         _check_family(full)
         if "beta_schedule" in full:  # schedulers older than the key predict the noise
             full.setdefault("prediction_type", "epsilon")
@@ -82,14 +82,13 @@ def _defaults(cls: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _as_applied(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without the rules for the range of data that its own class ignores."""
-    name = config["_class_name"]
-    if name in _NEVER_CLIP:
-        return {**config, "clip_sample": False, "thresholding": False}
-    if name == "UniPCMultistepScheduler" and not config["predict_x0"]:
-        return {**config, "thresholding": False}
-    return config
+def _never_applied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Off switches for rules about the range of data that the config's class, told by its keys, does not apply."""
+    if config.get("predict_x0") is False:  # UniPC in noise form
+        return {"thresholding": False}
+    if "snr_shift_scale" in config:  # CogVideoX
+        return {"clip_sample": False}
+    return {}
 
 
 def _check_family(config: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pathline.interpolants import unknown_name
 
+from ..adaptive import list_adaptive
 from ..grids import list_grids
 from ..registry import COMMON_OPTIONS, method_info
 
@@ -59,14 +60,20 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
     Raises
     ------
     ValueError
-        Unknown keys, method, options or grid, each with the nearest valid names.
+        Unknown keys, method, options or grid, each with the nearest valid names; a method without a table.
     """
     given = dict(given or {})
     for key in given:
         if key not in _KEYS:
             raise unknown_name("key of the scheduler setting 'pathline'", key, _KEYS)
     merged = {**defaults, **given}
-    info = method_info(str(merged.get("method", DEFAULT_METHOD)))
+    method = str(merged.get("method", DEFAULT_METHOD))
+    if method in list_adaptive():
+        raise ValueError(
+            f"method {method!r} chooses its own steps, but a pipeline asks its scheduler for all timesteps before the "
+            "run; use pathline.samplers.sample(...) with from_diffusers(network, scheduler)"
+        )
+    info = method_info(method)
     options = dict(given.get("options") or {})
     if info.name == defaults.get("method"):
         options = {**defaults.get("options", {}), **options}

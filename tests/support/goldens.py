@@ -26,7 +26,7 @@ from pathline.interpolants import (
     LinearPath,
     VPPath,
 )
-from pathline.samplers import DynamicThreshold, Hook, Nodes, RunState, Table, build_table, run
+from pathline.samplers import DynamicThreshold, Hook, Level, Nodes, RunState, Table, build_table, run
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 
@@ -48,6 +48,10 @@ class Parity:
 
 def churn_options(extra: dict[str, Any]) -> dict[str, Any]:
     return {"churn": extra["S_churn"], "s_min": extra["S_min"], "s_max": extra["S_max"], "s_noise": extra["S_noise"]}
+
+
+def first_velocity(case: dict[str, Any]) -> dict[str, Any]:
+    return {"first_velocity": "v"} if "-ddim_v-" in case["id"] else {}
 
 
 def sit_options(case: dict[str, Any]) -> dict[str, Any]:
@@ -99,15 +103,19 @@ RULES: list[tuple[str, str, Any]] = [
     ("k_lms3-*", "lms", lambda c: {"order": 3}),
     ("diffusers_lms-*", "lms", lambda c: {"order": 4}),
     ("ds_ipndm_v?-*", "ipndm_v", lambda c: {"order": c["order"], "variant": "released"}),
-    ("ghvb*", "ghvb", lambda c: {"order": c["order"]}),
-    ("hb*", "heavy-ball", lambda c: {"order": c["extra"]["plms_order"], "beta": c["extra"]["beta"]}),
+    ("ghvb*", "ghvb", lambda c: {"order": c["order"]} | first_velocity(c)),
+    (
+        "hb*",
+        "heavy-ball",
+        lambda c: {"order": c["extra"]["plms_order"], "beta": c["extra"]["beta"]} | first_velocity(c),
+    ),
     (
         "nt1.5*",
         "heavy-ball",
         lambda c: {"order": c["extra"]["plms_order"], "beta": c["extra"]["beta"], "variant": "nesterov"},
     ),
     ("dpmpp2m_hb_*", "dpm++-heavy-ball", lambda c: {"beta": c["extra"]["beta"]}),
-    ("unipc_hb_*", "unipc-heavy-ball", lambda c: {"beta": c["extra"]["beta"]}),
+    ("unipc_hb_*", "unipc-heavy-ball", lambda c: {"beta": c["extra"]["beta"], "variant": "released"}),
     ("k_euler_a_eta1*", "ddim", lambda c: {"eta": 1.0}),
     ("diffusers_euler_a-*", "ddim", lambda c: {"eta": 1.0}),
     ("k_dpm_2-*", "dpm2", lambda c: {}),
@@ -157,16 +165,6 @@ SINGLE_PRECISION = {
 }
 
 
-LOOSE = {"diffusers_kdpm2-*": (1e-6, "the official stage levels are rounded to float32")}
-"""Goldens with a wider tolerance, and why."""
-
-DIFFERENT = {
-    "ghvb1.5-sd-ddim_v-n10-uncond": "the released first velocity is the raw v output instead of the noise",
-    "hb2.5-sd-ddim_v-n10-uncond": "the released first velocity is the raw v output instead of the noise",
-}
-"""Goldens that are not reproduced, and why; the docstring of the method says so too."""
-
-
 ADAPTIVE = ("dpm_adaptive*", "sit_ode_dopri5-*")
 """Goldens of methods that choose their own steps: test_samplers_adaptive.py."""
 
@@ -180,8 +178,6 @@ def index() -> dict[str, dict[str, Any]]:
 def parities() -> Iterator[Parity]:
     """Every stored golden with its method, by the rules above."""
     for name, case in index().items():
-        if name in DIFFERENT:
-            continue
         for pattern, method, options in RULES:
             if fnmatch(name, pattern):
                 rounding = next((v for p, v in SINGLE_PRECISION.items() if fnmatch(name, p)), "")
@@ -229,7 +225,21 @@ def golden_nodes(case: dict[str, Any], g: Any) -> Nodes:
     keep = np.append(True, np.diff(noise / np.maximum(signal, 1e-300)) != 0)  # two-stage diffusers grids repeat levels
     if "flow" in case["id"]:
         time = 1.0 - noise
-    return Nodes(signal[keep], noise[keep], time[keep])
+    nodes = Nodes(signal[keep], noise[keep], time[keep])
+    return StoredStages(nodes, g) if case["id"].startswith("diffusers_kdpm2") else nodes
+
+
+class StoredStages(Nodes):
+    """Stages on the very levels of the official run, which are rounded to float32."""
+
+    def __init__(self, nodes: Nodes, g: Any) -> None:
+        super().__init__(nodes.signal, nodes.noise, nodes.time)
+        self.stored = g["eval_alpha"], g["eval_sigma"]
+
+    def between(self, lam: float) -> Level:
+        signal, noise = self.stored
+        nearest = int(np.argmin(np.abs(np.log(signal / noise) - lam)))
+        return super().between(lam)._replace(signal=float(signal[nearest]), noise=float(noise[nearest]))
 
 
 def sit_path(name: str) -> GaussianPath:
