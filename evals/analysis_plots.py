@@ -35,7 +35,7 @@ def draw_stability(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 4.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11.4, 4.0), dpi=100, layout="constrained")
     plane, line = figure.subplots(1, 2, width_ratios=(1.25, 1))
     z = np.linspace(real[0], min(0.0, real[1]), 600)
     for k, (label, found) in enumerate(maps):
@@ -50,7 +50,7 @@ def draw_stability(
     line.set_xlabel("z, real")
     line.set_ylabel("amplification per step of the grid")
     line.set_title("below 1: errors die out", loc="left", fontsize=10)
-    line.legend(fontsize=8, frameon=False)
+    figure.legend(*line.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     _plain(plane, line)
     return figure
 
@@ -114,7 +114,7 @@ def _finish_plane(axes: Axes, found: Stability, real: tuple[float, float], imag:
 def _draw_bias(axes: Axes, analysis: Analysis) -> None:
     found = analysis.transfer
     assert found is not None
-    kept = found.target > 0
+    kept = found.spectrum.values > 1e-6 * found.spectrum.values.max()
     order = np.argsort(found.spectrum.values[kept])
     variance, bias = found.spectrum.values[kept][order], found.bias[kept][order]
     axes.plot(variance, bias, color=COLOURS[1], marker=".", markersize=4, linewidth=1.2)

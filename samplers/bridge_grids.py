@@ -128,8 +128,8 @@ def _times_at(bridge: StochasticInterpolant, low: float, high: float, count: int
     """Times uniform in λ = log(signal/noise), by bisection."""
 
     def lam(times: Array) -> Array:
-        point = bridge.at(torch.from_numpy(times))
-        return np.asarray((point.data / point.latent).log())
+        t = torch.from_numpy(times)
+        return np.asarray((bridge.ends.data(t) / bridge.latent.value(t)).log())
 
     first, last = lam(np.array([low, high]))
     goal = np.linspace(first, last, count)

@@ -24,8 +24,6 @@ FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas":
 LATENT: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 MISSING = {
-    "SASolverScheduler with algorithm_type='noise_prediction'": "the reverse SDE in noise form, right only as the step "
-    "goes to 0 (`dpm-sde` has it for DPM-Solver)",
     "SASolverScheduler on Karras, exponential, beta or flow levels": "its last call is made at the terminal level and "
     "only corrects the state",
     "DPMSolverSinglestepScheduler with solver_order=3": "stages on the grid's own nodes with weights that are neither "
@@ -86,12 +84,12 @@ def _lowered(**options: Any) -> Any:
     return lambda steps, run: {**options, "lower_order_final": steps < SHORT_RUN}
 
 
-def _sa(order: int, corrector: int) -> Any:
+def _sa(order: int, corrector: int, form: str = "data") -> Any:
     """The stock default of tau: 1 for labels between 200 and 800, else 0."""
 
     def options(steps: int, run: StockRun) -> dict[str, Any]:
         tau = [float(200 <= t <= 800) for t in run.timesteps]
-        return {"order": order, "corrector_order": corrector, "tau": tau}
+        return {"order": order, "corrector_order": corrector, "tau": tau, "form": form}
 
     return options
 
@@ -128,6 +126,8 @@ def _ancestral() -> Iterator[Setting]:
     yield Setting("DDPMScheduler", zero, "ddim", _fixed(eta=1.0))
     for spacing in SPACINGS[:2]:
         yield Setting("PNDMScheduler", {"skip_prk_steps": True, **spacing}, "plms", _nothing, first=2)
+        clean = {"skip_prk_steps": True, "set_alpha_to_one": True, **spacing}
+        yield Setting("PNDMScheduler", clean, "plms", _fixed(lower_order_final=False), first=2)
         # its half steps are whole training indices where 1000 // n is even
         yield Setting(
             "PNDMScheduler", {**spacing}, "plms", _fixed(warmup="runge-kutta"), first=4,
@@ -208,7 +208,10 @@ def _multistep() -> Iterator[Setting]:
         config = {"predictor_order": order, "corrector_order": corrector}
         yield Setting("SASolverScheduler", config, "sa", _sa(order, corrector))
     for extra in (*SPACINGS, {"prediction_type": "v_prediction"}):
-        yield Setting("SASolverScheduler", dict(extra), "sa", _sa(2, 2), first=2)
+        yield Setting("SASolverScheduler", dict(extra), "sa", _sa(2, 2))
+    for order, corrector in ((1, 1), (2, 2), (3, 4)):
+        config = {"predictor_order": order, "corrector_order": corrector, "algorithm_type": "noise_prediction"}
+        yield Setting("SASolverScheduler", config, "sa", _sa(order, corrector, "noise"))
 
 
 def _karras() -> Iterator[Setting]:

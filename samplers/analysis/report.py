@@ -92,10 +92,10 @@ class Analysis:
             f"{found.frechet:.5g}, "
             + (f"W2/√d {found.rmse:.5g}" if found.stochastic else f"RMSE to the probability flow {found.rmse:.5g}")
         ]
-        order = np.argsort(spectrum.values)[::-1]
-        places = order[np.unique(np.linspace(0, len(order) - 1, min(_SHOWN, len(order))).round().astype(int))]
+        order = [j for j in np.argsort(spectrum.values)[::-1] if spectrum.values[j] > 1e-6 * spectrum.values.max()]
+        spread = np.unique(np.linspace(0, len(order) - 1, min(_SHOWN, len(order))).round().astype(int))
         lines.append("variance → standard deviation of the result over the data's:")
-        lines += [f"    {spectrum.values[j]:.4g} → {found.bias[j]:.5f}" for j in places]
+        lines += [f"    {spectrum.values[j]:.4g} → {found.bias[j]:.5f}" for j in np.array(order)[spread]]
         return lines
 
 

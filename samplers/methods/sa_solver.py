@@ -74,7 +74,7 @@ def sa(
         it is 0. None applies it everywhere.
     variant : {"released", "exact"}
         "released" replaces the first moment of second-order rules by its small-step limit, as the authors' few-step
-        mode and diffusers do.
+        mode and diffusers do, in data form.
     form : {"data", "noise"}
         What is interpolated; in noise form with tau > 0 the variance of point masses is right as h → 0 only.
     lower_order_final : bool
@@ -87,7 +87,7 @@ def sa(
     steps = data_steps(nodes, strength) if form == "data" else noise_steps(nodes, strength)
     orders = step_orders(nodes, order, lower_order_final)
     check_variant("sa", variant, ("released", "exact"))
-    exact = variant == "exact"
+    exact = variant == "exact" or form == "noise"
     table = multistep(nodes, steps, orders, exponential_shape if exact else _predictor_shape)
     table = replace(table, law="weak") if form == "noise" and strength.any() else table
     if corrector_order == 0:
