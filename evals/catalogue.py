@@ -54,7 +54,8 @@ def method_table(form: str = "text") -> str:
         listed = {"methods": [_facts(info) for info in infos], "adaptive": [_adaptive_facts(info) for info in adaptive]}
         return json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
     if form == "bibtex":
-        entries = {info.reference.key: info.bibtex for info in (*infos, *adaptive)}
+        every: list[Info] = [*infos, *adaptive]
+        entries = {info.reference.key: info.bibtex for info in every}
         return "\n\n".join(entries[key] for key in sorted(entries)) + "\n"
     raise unknown_name("format", form, FORMATS)
 
