@@ -104,7 +104,10 @@ def _kept_last(scheduler: Any) -> Iterator[list[Tensor]]:
 
 
 def make_scheduler(config: Any, cell: Cell) -> Any:
-    """PathlineScheduler with a training schedule from a diffusers config, and the cell's method and grid."""
+    """PathlineScheduler with a training schedule from a diffusers config, and the cell's method and grid.
+
+    Clipping is left out, as it is in `sample` and in the converged reference.
+    """
     from pathline.samplers.schedulers import PathlineScheduler
 
     settings = {
@@ -114,4 +117,4 @@ def make_scheduler(config: Any, cell: Cell) -> Any:
         "grid_options": dict(cell.grid.options),
         "seed": cell.seed,
     }
-    return PathlineScheduler.from_config(config, pathline=settings)
+    return PathlineScheduler.from_config(config, pathline=settings, clip_sample=False, thresholding=False)

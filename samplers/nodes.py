@@ -133,7 +133,7 @@ class Nodes:
         """
         self._refuse_bridge()
         if self.path is not None:
-            return self._on_path(float(self.path.time_at(lam)))
+            return self._on_path(times_at(self.path, np.array([lam])))[0]
         if self.family is None:
             raise ValueError(
                 "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
@@ -152,28 +152,39 @@ class Nodes:
         ValueError
             The nodes have no path and are not linear, so that nothing is known between them, or belong to a bridge.
         """
+        return self.at_clocks(np.array([clock]))[0]
+
+    def at_clocks(self, clocks: Array) -> list[Level]:
+        """As `at_clock` for many times at once."""
         self._refuse_bridge()
         if self.path is not None:
-            where = self._path_time_of_label(clock) if self._given_rates else clock
-            return self._on_path(where)
+            return self._on_path(self._path_time_of_label(clocks) if self._given_rates else clocks)
         if self.family != "linear" or self._given_rates:
             raise ValueError("points between nodes at given times need the path; pass path=... to Nodes")
-        return self.between(float(np.log(clock) - np.log1p(-clock)))
+        return [self.between(float(lam)) for lam in np.log(clocks) - np.log1p(-clocks)]
 
     def _refuse_bridge(self) -> None:
         if self.is_bridge:
             raise ValueError("points between the nodes of a bridge are not defined; use a method without inner stages")
 
-    def _on_path(self, where: float) -> Level:
-        """The point at a time of `path`."""
+    def _on_path(self, where: Array) -> list[Level]:
+        """The points at times of `path`."""
         assert self.path is not None
-        point = self.path.at(where)
-        label = self._label(where)
-        level = Level(label, float(point.signal), float(point.noise), clock=label if self._given_rates else where)
+        columns = points_at(self.path, where)
+        labels = self._label(where)
+        clocks = labels if self._given_rates else where
         unit = self._label_slope() if self._given_rates else 1.0  # given rates are per unit of the label
-        if unit is None:
-            return level
-        return level._replace(signal_rate=float(point.signal_rate) / unit, noise_rate=float(point.noise_rate) / unit)
+        return [
+            Level(
+                float(label),
+                float(signal),
+                float(noise),
+                None if unit is None else float(signal_rate) / unit,
+                None if unit is None else float(noise_rate) / unit,
+                clock=float(clock),
+            )
+            for label, clock, signal, noise, signal_rate, noise_rate in zip(labels, clocks, *columns, strict=True)
+        ]
 
     def part(self, start: int, stop: int | None = None) -> Nodes:
         """Nodes start..stop (inclusive of both ends), for runs that begin late or end early."""
@@ -301,19 +312,19 @@ class Nodes:
         inner = self.noise > 0  # the clean end may lie beyond the path
         return _slope(self._path_time[inner], self.time[inner]) if inner.sum() > 1 else None
 
-    def _path_time_of_label(self, label: float) -> float:
+    def _path_time_of_label(self, labels: Array) -> Array:
         assert self._path_time is not None
         slope = self._label_slope()
         if slope is None:
             raise ValueError("points between nodes at given times need labels that are affine in the path's time")
-        return float(self._path_time[0] + (label - self.time[0]) / slope)
+        return np.asarray(self._path_time[0] + (labels - self.time[0]) / slope)
 
-    def _label(self, path_time: float) -> float:
+    def _label(self, path_times: Array) -> Array:
         assert self._path_time is not None
         slope = self._label_slope()
         if slope is not None:
-            return float(self.time[0] + slope * (path_time - self._path_time[0]))
-        return float(np.interp(path_time, self._path_time, self.time))
+            return np.asarray(self.time[0] + slope * (path_times - self._path_time[0]))
+        return np.interp(path_times, self._path_time, self.time)
 
     def _interpolated_label(self, lam: float) -> float:
         if self.family == "linear" and (slope := _slope(self.signal, self.time)) is not None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pathline.evals import cli
 from pathline.evals.images import save_samples
 from pathline.evals.records import RecordFile
-from pathline.samplers import Table, list_methods
+from pathline.samplers import Table, list_adaptive, list_methods
 
 COMMANDS = {"train", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench", "demo"}
 
@@ -141,14 +141,16 @@ def test_interrupting_a_sweep_says_how_to_go_on(pathline: Run, monkeypatch: pyte
 
 def test_methods_come_from_the_registry(pathline: Run) -> None:
     _, text, _ = pathline("methods")
-    assert all(name in text for name in list_methods())
+    assert all(name in text for name in [*list_methods(), *list_adaptive()])
     _, table, _ = pathline("methods", "--format", "markdown")
-    rows = table.splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == list_methods()
-    columns = {row.replace("\\|", "").count("|") for row in rows}
-    assert columns == {6}
+    first, _, second = table.split("\n\n")
+    for part, names, bars in ((first, list_methods(), 6), (second, list_adaptive(), 5)):
+        rows = part.splitlines()[2:]
+        assert [row.split("`")[1] for row in rows] == names
+        assert {row.replace("\\|", "").count("|") for row in rows} == {bars}
     _, facts, _ = pathline("methods", "--format", "json")
-    assert [entry["name"] for entry in json.loads(facts)] == list_methods()
+    found = {kind: [entry["name"] for entry in entries] for kind, entries in json.loads(facts).items()}
+    assert found == {"methods": list_methods(), "adaptive": list_adaptive()}
     _, bibtex, _ = pathline("methods", "--format", "bibtex")
     assert bibtex.count("@misc{") >= 3
 

@@ -205,6 +205,7 @@ class _Broken:
         ({"methods": ("dpmm",)}, "unknown method 'dpmm'; did you mean 'dpm"),
         ({"methods": ("ddim:etta=1",)}, "did you mean 'eta'"),
         ({"methods": ("ddim:seed=1",)}, "seed"),
+        ({"methods": ("ddim", "dopri5:rtol=1e-3")}, r"'dopri5' chooses its own steps.*sample\(model, x"),
         ({"grids": ("logsnrr",)}, "unknown grid 'logsnrr'; did you mean 'logsnr'"),
         ({"grids": ("karras:ro=5",)}, "did you mean 'rho'"),
         ({"truth": "ddim:eta=1"}, "draws noise; choose a deterministic one"),

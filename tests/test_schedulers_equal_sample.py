@@ -19,7 +19,7 @@ FAMILIES = ("epsilon", "v_prediction", "sample", "flow")
 def made(family: str, **pathline: Any) -> PathlineScheduler:
     if family == "flow":
         return make("flow", **pathline)
-    stock = diffusers.DDPMScheduler(timestep_spacing="trailing", prediction_type=family)
+    stock = diffusers.DDPMScheduler(timestep_spacing="trailing", prediction_type=family, clip_sample=False)
     return PathlineScheduler.from_config(stock.config, pathline=pathline)
 
 

@@ -167,10 +167,11 @@ def _own_epsilon(nodes: Nodes, epsilon: float | Sequence[float] | Callable[[floa
 def _exponential_steps(nodes: Nodes, levels: EpsilonAt) -> Steps:
     """Data steps that keep the share exp(−∫ ε/noise² dt) of the old noise (by Gauss–Legendre; exact in law anyway)."""
     decay = np.zeros(nodes.steps)
-    for i in range(nodes.steps):
-        span = nodes.clock[i + 1] - nodes.clock[i]
-        if nodes.noise[i + 1] > 0.0:
-            points = [nodes.at_clock(float(nodes.clock[i] + u * span)) for u in _GAUSS]
-            rates = [levels(i, level) / level.noise**2 for level in points]
-            decay[i] = np.exp(-abs(span) * np.dot(_GAUSS_WEIGHTS, rates))
+    noisy = np.flatnonzero(nodes.noise[1:] > 0.0)
+    span = np.diff(nodes.clock)[noisy]
+    inside = nodes.at_clocks((nodes.clock[noisy, None] + span[:, None] * _GAUSS).ravel()) if len(noisy) else []
+    for k, i in enumerate(noisy):
+        points = inside[k * len(_GAUSS) : (k + 1) * len(_GAUSS)]
+        rates = [levels(int(i), level) / level.noise**2 for level in points]
+        decay[i] = np.exp(-abs(span[k]) * np.dot(_GAUSS_WEIGHTS, rates))
     return decayed_steps(nodes, decay, -np.diff(nodes.lam))
