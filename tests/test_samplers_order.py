@@ -30,7 +30,10 @@ def deterministic(cases: list[tuple[str, Case]]) -> list[tuple[str, Case]]:
     ]
 
 
-@pytest.mark.parametrize(("name", "case"), deterministic(CASES), ids=lambda v: getattr(v, "options", v))
+DETERMINISTIC = deterministic(CASES)
+
+
+@pytest.mark.parametrize(("name", "case"), DETERMINISTIC, ids=lambda v: getattr(v, "options", v))
 @pytest.mark.parametrize("cold", [False, True], ids=["exact-history", "cold"])
 def test_order(name: str, case: Case, cold: bool) -> None:
     declared = case.cold_order if cold else case.order
@@ -58,7 +61,7 @@ def law_error(table: Table, data: Gaussian, variance: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [c for c in CASES if c not in deterministic(CASES)], ids=lambda v: getattr(v, "options", v)
+    ("name", "case"), [c for c in CASES if c not in DETERMINISTIC], ids=lambda v: getattr(v, "options", v)
 )
 def test_weak_order(name: str, case: Case) -> None:
     data = Gaussian(mean=[0.0], variance=[0.3])
