@@ -198,7 +198,7 @@ def test_spectra_are_taken_from_whatever_holds_them(tmp_path: Any) -> None:
         (Spectrum.of([1.0]), [0.0], "mean is given twice"),
         (object(), None, "give variances"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_spectra_are_refused(given: Any, mean: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
