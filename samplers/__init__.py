@@ -9,6 +9,7 @@ from .grids import GridInfo, grid_info, list_grids, make_nodes, register_grid, s
 from .guidance import ClassifierFree, Guidance
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
 from .loop import run
+from .methods.singlestep import singlestep_orders
 from .momentum import heavy_ball
 from .nodes import Level, Nodes
 from .program import Linear, Program, dot
@@ -92,4 +93,5 @@ __all__ = [
     "scaled_labels",
     "seed_of",
     "shift_time",
+    "singlestep_orders",
 ]

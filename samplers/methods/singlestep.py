@@ -64,8 +64,11 @@ class Scheme:
         return [0.0] * (len(distances) - 1) + [newest * h / distances[-1]]
 
 
-def allocate(evaluations: int, order: int) -> list[int]:
-    """Orders of the steps that spend `evaluations` calls, as published: order 3 → 3, …, 3, (2, 1 | 1 | 2)."""
+def singlestep_orders(evaluations: int, order: int) -> list[int]:
+    """Orders of the steps that spend `evaluations` calls, as published: order 3 → 3, …, 3, (2, 1 | 1 | 2).
+
+    On a grid of as many steps they are the published allocation for uniform λ: `dpm-single` with orders=…
+    """
     full, rest = divmod(evaluations, order)
     if order == 3 and rest == 0 and full:
         return [3] * (full - 1) + [2, 1]
@@ -94,7 +97,7 @@ def _plan(nodes: Nodes, order: int, lower_order_final: bool) -> list[int]:
     first, last = int(nodes.starts_pure), int(nodes.ends_clean and nodes.steps > int(nodes.starts_pure))
     inner = nodes.steps - first - last
     whole = not lower_order_final and inner % order == 0
-    return [1] * first + ([order] * (inner // order) if whole else allocate(inner, order)) + [1] * last
+    return [1] * first + ([order] * (inner // order) if whole else singlestep_orders(inner, order)) + [1] * last
 
 
 def _spans(nodes: Nodes, plan: list[int]) -> list[int]:
@@ -180,7 +183,7 @@ def dpm_single(
         The published default, or the exact rule of the polynomial through all stages ("taylor" in the released code).
     orders : sequence of {1, 2, 3}, optional
         Explicit orders: they sum to the number of steps (each step spends nodes as its stages), or there is one
-        per step (stages lie between the nodes, at equal fractions in λ).
+        per step (stages lie between the nodes, at equal fractions in λ), as `singlestep_orders` gives them.
     lower_order_final : bool
         Order 3 ends with steps of order 2 and 1 also where 3 divides the number of calls, as published.
     """
