@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pathline.interpolants import unknown_name
+from pathline.interpolants import (
+    BrownianBridge,
+    DiffusionBridge,
+    EDMPath,
+    StochasticInterpolant,
+    VPPath,
+    unknown_name,
+)
 from pathline.samplers import (
     MethodInfo,
     Reference,
@@ -25,6 +33,12 @@ from .settings import parse_spec
 if TYPE_CHECKING:
     from pathline.samplers.analysis import Analysis
 
+BRIDGES: dict[str, Callable[[], StochasticInterpolant]] = {
+    "brownian": BrownianBridge,
+    "ddbm-vp": lambda: DiffusionBridge(VPPath(beta_min=0.1, beta_max=2.1)),
+    "ddbm-ve": lambda: DiffusionBridge(EDMPath(sigma_max=80.0, rho=1.0)),
+}
+"""Bridges that `pathline inspect --path` takes beside the paths of `list_paths()`."""
 FORMATS = ("text", "markdown", "json", "bibtex")
 Info = MethodInfo | AdaptiveInfo
 
@@ -182,7 +196,7 @@ def compile_table(method: str, path: str, grid: str, nfe: int) -> Table:
         For unknown names or options, or a budget the method cannot use.
     """
     how, where, which = parse_spec(method), parse_spec(path), parse_spec(grid)
-    on = make_path(where.name, where.options)
+    on = BRIDGES[where.name]() if where.name in BRIDGES else make_path(where.name, where.options)
     return plan(on, how.name, nfe=nfe, grid=which.name, grid_options=which.options, **how.options)
 
 

@@ -188,7 +188,10 @@ def methods(
 def inspect(
     method: Annotated[str, typer.Argument(help="A method, as in 'dpm++:order=3'.")],
     *,
-    path: Annotated[str, typer.Option(help="Path by name, as in 'linear' or 'vp:beta_max=10'.")] = "linear",
+    path: Annotated[
+        str,
+        typer.Option(help="Path by name, as in 'linear' or 'vp:beta_max=10'; a bridge: brownian, ddbm-vp, ddbm-ve."),
+    ] = "linear",
     grid: Annotated[str, typer.Option(help="Grid, as in 'logsnr' or 'karras:rho=5'.")] = "logsnr",
     nfe: Annotated[int, typer.Option(help="Budget of evaluations.")] = 5,
     stats: Annotated[str | None, typer.Option(help="Data for the Gaussian transfer: as `pathline rank` takes.")] = None,

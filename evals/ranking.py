@@ -311,7 +311,7 @@ def ranking_table(ranking: Ranking, nfe: int, top: int) -> RichTable:
     table.add_column("method", no_wrap=True)
     table.add_column("grid", no_wrap=True)
     for heading in ("calls", "RMSE", "W2", "worst std ratio"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading) + 1)
     for row in list(distinct.values())[:top]:
         mark = "*" if row.stochastic else ""
         table.add_row(

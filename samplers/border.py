@@ -113,7 +113,7 @@ class Border:
         output = raw.to(query.dtype)
         for k, (on_query, on_output) in enumerate(conversion):
             if k == 1 and self.thresholding is not None:
-                output = self.thresholding(output)
+                output = _same_shape(self.thresholding(output), output)
             output = affine(query, output, on_query, on_output)
             if on_query != 0.0 and anchor and source is not None:
                 output = output.add(source, alpha=-on_query * anchor)
@@ -159,6 +159,13 @@ class TableBorder(Border):
         """Evaluate the network at `query` for row `index`; returns the output in the row's form."""
         t = self.labels[index].expand(len(query))
         return self._evaluate(query, t, self.conversions[index], kwargs, source, row.level.anchor)
+
+
+def _same_shape(thresholded: Any, data: Tensor) -> Tensor:
+    shape = tuple(thresholded.shape) if isinstance(thresholded, Tensor) else type(thresholded).__name__
+    if shape != tuple(data.shape):
+        raise ValueError(f"thresholding returned {shape} for data predictions of shape {tuple(data.shape)}")
+    return thresholded
 
 
 def row_conversions(table: Table, prediction: str) -> list[Pair]:

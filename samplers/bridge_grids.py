@@ -106,7 +106,7 @@ def bridge_nodes(
         return BridgeNodes(bridge, grid)
     check_name("grid of a bridge", grid, BRIDGE_GRIDS)
     check_name("final", final, ("zero", "path"))
-    if steps is None or steps < 1:
+    if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r} is not possible; at least 1 step is needed")
     if not (0 < margin < 1 and 0 < end < 1 - margin and rho > 0):
         raise ValueError(
@@ -153,6 +153,7 @@ def i2sb_nodes(steps: int, *, train_steps: int = 1000, beta_min: float = 0.1, be
     train_steps, beta_min, beta_max
         As the model was trained; β runs from beta_min/train_steps to beta_max/train_steps.
     """
+    _check_positive(beta_min=beta_min, beta_max=beta_max)
     index = np.round(np.linspace(train_steps - 1, 0, _checked(steps, train_steps - 1) + 1)).astype(int)[1:]
     root = np.linspace((beta_min / train_steps) ** 0.5, (beta_max / train_steps) ** 0.5, train_steps)
     half = root[: train_steps // 2] ** 2
@@ -166,12 +167,17 @@ def bbdm_nodes(steps: int = 200, *, train_steps: int = 1000, max_variance: float
 
     Parameters
     ----------
-    steps : int ≥ 2
+    steps : int ≥ 3
         Calls: evenly spaced training indices from train_steps − 1, then 1 and 0, whose call gives the data.
     train_steps, max_variance
         As the model was trained.
     """
-    stride = (train_steps - 1) / max(_checked(steps, train_steps) - 2, 1)
+    _check_positive(max_variance=max_variance)
+    if _checked(steps, train_steps) < 3:
+        raise ValueError(
+            f"steps={steps!r} is not possible for bbdm_nodes; its last two calls are at the data, so at least 3"
+        )
+    stride = (train_steps - 1) / (steps - 2)
     index = np.append(np.arange(train_steps - 1, 1, -stride).astype(int)[: steps - 2], [1, 0])
     anchor = np.append(np.linspace(0.001, 0.999, train_steps)[index], 0.0)
     noise = np.sqrt(2 * max_variance * anchor * (1 - anchor))
@@ -190,10 +196,19 @@ def resshift_nodes(
     kappa, power, min_noise, end
         As the model was trained: √η runs from min(min_noise/κ, min_noise) to `end` along ((n − 1)/(steps − 1))^power.
     """
+    _check_positive(kappa=kappa, power=power, min_noise=min_noise, end=end)
     low = min(min_noise / kappa, min_noise)
-    place = np.linspace(1.0, 0.0, _checked(steps, None)) ** power if steps > 1 else np.ones(1)
+    if not low < end < 1:
+        raise ValueError(f"end={end!r} is not possible; it must lie between the smallest √η, {low:g}, and 1")
+    place = np.linspace(1.0, 0.0, _checked(steps, None)) ** power if steps != 1 else np.ones(1)
     anchor = np.append((low * (end / low) ** place) ** 2, 0.0)
     return Nodes(1 - anchor, kappa * np.sqrt(anchor), np.append(np.arange(steps)[::-1], 0), anchor=anchor)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value!r} is not possible; it must be above 0")
 
 
 def _checked(steps: int, most: int | None) -> int:

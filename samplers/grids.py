@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from pathline.interpolants import DiscretePath, GaussianPath, StochasticInterpolant, unknown_name
+from pathline.interpolants import DiscretePath, GaussianPath, StochasticInterpolant, check_name, unknown_name
 
-from .bridge_grids import bridge_nodes
+from .bridge_grids import BRIDGE_GRIDS, bridge_nodes
 from .nodes import Nodes, points_at, times_at
 from .numerics import Array
 
@@ -130,6 +130,8 @@ def make_nodes(
         Unknown grid or option, fewer than one step, times that do not increase or lie outside [0, 1].
     """
     if isinstance(path, StochasticInterpolant):
+        if isinstance(grid, str):
+            check_name("grid of a bridge", grid, BRIDGE_GRIDS)
         return bridge_nodes(path, grid, steps, final=final, **options)
     if final not in ("zero", "path"):
         raise ValueError(f"final={final!r} is not possible; allowed: 'zero', 'path'")

@@ -154,6 +154,7 @@ def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> d
         raise ValueError(
             f"method {table.method!r} takes anchors {list(table.anchors)}; "
             f"missing {sorted(missing)}, unknown {sorted(extra)}"
+            + (" (or afs=AnalyticStart(mean=...))" if "data_mean" in missing else "")
         )
     wide = torch.promote_types(x.dtype, torch.float32)
     values = {0: x.to(wide)}

@@ -32,8 +32,8 @@ class Level(NamedTuple):
 
     @property
     def lam(self) -> float:
-        """λ = log(signal/noise), half the log signal-to-noise ratio; ±inf at the ends."""
-        with np.errstate(divide="ignore"):
+        """λ = log(signal/noise), half the log signal-to-noise ratio; ±inf at the ends, nan at a bridge's source."""
+        with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.log(self.signal) - np.log(self.noise))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -221,6 +221,10 @@ def build_table(
     for key in options:
         if key not in info.options:
             raise unknown_name(f"option of method {method!r}", key, [*info.options, *COMMON_OPTIONS])
+    _check_kinds(method, info.options | {"heavy_ball": 1.0}, options | {"heavy_ball": heavy_ball})
+    if nodes.is_bridge and "bridge" not in info.requires:
+        able = [name for name in list_methods() if "bridge" in method_info(name).requires]
+        raise ValueError(f"method {method!r} runs on Gaussian paths, not on bridges; use one of {', '.join(able)}")
     table = with_heavy_ball(replace(info.build(nodes, **options), method=method), heavy_ball)
     if afs:
         table = analytic_first_step(table, "unit" if afs is True else afs)
@@ -230,6 +234,17 @@ def build_table(
     table = replace(table, method=method, options={k: _json(v) for k, v in given.items()})
     check(table)
     return table
+
+
+def _check_kinds(method: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ValueError where an option that is a number or a sequence by default was given as something else."""
+    for key, value in given.items():
+        default = defaults[key]
+        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
+        if numeric and (value is None or isinstance(value, (str, bytes))):
+            raise ValueError(f"{key}={value!r} of method {method!r} must be a number, like its default {default!r}")
+        if isinstance(default, (tuple, list)) and value is not None and not isinstance(value, Iterable):
+            raise ValueError(f"{key}={value!r} of method {method!r} must be a sequence, like its default {default!r}")
 
 
 def _json(value: Any) -> Any:

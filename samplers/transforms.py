@@ -86,7 +86,7 @@ def analytic_first_step(table: Table, kind: str | AnalyticStart = "unit") -> Tab
     if not isinstance(kind, AnalyticStart) and kind not in AFS_KINDS:
         raise unknown_name("analytic first step", str(kind), AFS_KINDS)
     first = next((k for k, row in enumerate(table.rows) if row.query is not None), None)
-    if first is None or table.rows[first].query != 0 or table.rows[first].estimate is not None:
+    if first is None or table.rows[first].query != 0 or table.rows[first].estimate is not None or not table.start.noise:
         raise ValueError(
             f"afs={kind!r} needs a table whose first call is at the initial state; {table.method!r} is not"
         )

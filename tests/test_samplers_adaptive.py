@@ -352,3 +352,9 @@ def test_missing_torchsde_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchsde", None)
     with pytest.raises(ImportError, match=r"install pathline\[adaptive\]"):
         sample(TARGET.as_model(VPPath()), start(VPPath()), path=VPPath(), method="sde-euler")
+
+
+def test_tolerances_below_rounding_are_refused() -> None:
+    x = start(VPPath(), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"rtol=1e-14 and atol=1e-14 of 'dopri5' are finer than torch.float32"):
+        sample(TARGET.as_model(VPPath()), x, path=VPPath(), method="dopri5", rtol=1e-14, atol=1e-14)

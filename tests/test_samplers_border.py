@@ -216,3 +216,9 @@ def test_saved_tables_keep_it(tmp_path: Path) -> None:
 def test_impossible_moments_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnalyticStart(*arguments)
+
+
+def test_a_thresholding_that_changes_shapes_is_refused() -> None:
+    path = VPPath()
+    with pytest.raises(ValueError, match=r"thresholding returned \(3,\) for data predictions of shape \(4, 3\)"):
+        sample(BLOBS.as_model(path), start(path), path=path, nfe=3, thresholding=lambda data: data[0])

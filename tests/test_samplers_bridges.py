@@ -17,6 +17,7 @@ from pathline.samplers import (
     check,
     i2sb_nodes,
     list_methods,
+    make_nodes,
     method_info,
     residuals,
     resshift_nodes,
@@ -259,3 +260,23 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bbdm_nodes(2), "at least 3"),
+        (lambda: bbdm_nodes(9, max_variance=-1), "max_variance=-1"),
+        (lambda: resshift_nodes(0), "allowed: at least 1"),
+        (lambda: resshift_nodes(4, kappa=0), "kappa=0"),
+        (lambda: resshift_nodes(4, end=3), "end=3"),
+        (lambda: i2sb_nodes(4, beta_min=-1), "beta_min=-1"),
+        (lambda: bridge_nodes(BrownianBridge(), "time", 2.5), "steps=2.5"),
+        (lambda: build_table("dpm++", brownian(4)), "not on bridges; use one of bbdm"),
+        (lambda: make_nodes(BrownianBridge(), "gaussian", 4), "grid of a bridge 'gaussian'"),
+        (lambda: build_table("dbim", brownian(4), afs=True), "first call is at the initial state"),
+    ],
+)
+def test_bad_levels_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

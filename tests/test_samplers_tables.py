@@ -28,7 +28,6 @@ from pathline.samplers import (
     register,
     run,
     sample,
-    singlestep_orders,
 )
 from pathline.samplers import registry as registry_module
 from support.problems import gaussian_methods
@@ -391,11 +390,3 @@ def test_orders_one_are_all_ddim() -> None:
             ours = build_table(name, nodes, **options)
             for (_, a), (_, b) in zip(ours.coefficients(), wanted.coefficients(), strict=True):
                 assert a == pytest.approx(b, rel=1e-12)
-
-
-def test_published_singlestep_allocation() -> None:
-    assert [singlestep_orders(n, 3) for n in (6, 7, 8)] == [[3, 2, 1], [3, 3, 1], [3, 3, 2]]
-    assert [singlestep_orders(n, 2) for n in (6, 7)] == [[2, 2, 2], [2, 2, 2, 1]]
-    orders = singlestep_orders(8, 3)
-    table = build_table("dpm-single", make_nodes(VPPath(), "logsnr", len(orders), final="path"), orders=orders)
-    assert table.evaluations == 8

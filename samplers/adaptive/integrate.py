@@ -34,6 +34,17 @@ class AdaptiveRun:
     per_sample: bool
     options: dict[str, Any]
 
+    def _check_resolution(self, x_init: Tensor) -> None:
+        """Refuse tolerances that rounding alone exceeds: a run would only end at its cap or step floor."""
+        wide = torch.promote_types(x_init.dtype, torch.float32)
+        finest = 8 * torch.finfo(wide).eps
+        chosen = {**self.info.options, **self.options}
+        if isinstance(chosen.get("rtol"), float | int) and max(chosen["rtol"], chosen.get("atol", 0.0)) < finest:
+            raise ValueError(
+                f"rtol={chosen['rtol']:g} and atol={chosen['atol']:g} of {self.info.name!r} are finer than {wide} "
+                f"resolves ({finest:.0e}); raise one of them, or start from a float64 state"
+            )
+
     def run(
         self,
         model: Model,
@@ -60,6 +71,7 @@ class AdaptiveRun:
             The network or the error estimate was not finite.
         """
         border = Border(model, x_init, prediction, guidance, thresholding)
+        self._check_resolution(x_init)
         monitor = Monitor(self.info.name, self.cap)
         index = torch.as_tensor(samples, dtype=torch.int64, device=x_init.device)
         x = x_init.to(torch.promote_types(x_init.dtype, torch.float32))

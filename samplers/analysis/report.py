@@ -147,7 +147,7 @@ def analyse(
         cold_order=measured[1],
         exactness=exactness(table),
         history=history_weight(table),
-        largest=max(float(np.abs(c).max()) for _, c in table.coefficients()),
+        largest=max((float(np.abs(c).max()) for _, c in table.coefficients()), default=0.0),
         stability=stable,
         transfer=found,
         notes=tuple(notes),

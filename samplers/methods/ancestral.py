@@ -9,9 +9,8 @@ from ..program import Linear, Program
 from ..registry import Case, register
 from ..table import Table
 from .dpm import K_DIFFUSION
+from .multistep import check_range
 from .runge_kutta import EDM
-
-ANCESTRAL = K_DIFFUSION
 
 
 def split(start: Level, end: Level, eta: float) -> tuple[float, float]:
@@ -32,11 +31,6 @@ def _toward(x: Linear, data: Linear, start: Level, end: Level, noise: float) -> 
 
 def _with_noise(program: Program, x: Linear, fresh: float) -> Linear:
     return program.let(x + fresh * program.noise() if fresh > 0 else x)
-
-
-def _check_eta(name: str, eta: float) -> None:
-    if eta < 0:
-        raise ValueError(f"eta={eta!r} must not be negative for {name}")
 
 
 def _inner(nodes: Nodes, i: int, down: float, r: float) -> Level | None:
@@ -70,7 +64,7 @@ def dpm2(nodes: Nodes, *, r: float = 0.5, eta: float = 0.0) -> Table:
     """
     if not 0 < r <= 1:
         raise ValueError(f"r={r!r} is not possible for dpm2; allowed: above 0, at most 1")
-    _check_eta("dpm2", eta)
+    check_range("dpm2", "eta", eta, 0, 1)
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
@@ -89,7 +83,7 @@ def dpm2(nodes: Nodes, *, r: float = 0.5, eta: float = 0.0) -> Table:
     return program.finish(x)
 
 
-@register("dpm++-2s-ancestral", cases=[Case({}, 2, 2), Case({"eta": 0.0}, 2, 2)], reference=ANCESTRAL)
+@register("dpm++-2s-ancestral", cases=[Case({}, 2, 2), Case({"eta": 0.0}, 2, 2)], reference=K_DIFFUSION)
 def dpmpp_2s_ancestral(nodes: Nodes, *, eta: float = 1.0) -> Table:
     """DPM++ 2S ancestral: the singlestep midpoint rule in λ to a lower level, then noise. Two calls per step.
 
@@ -98,7 +92,7 @@ def dpmpp_2s_ancestral(nodes: Nodes, *, eta: float = 1.0) -> Table:
     eta : float ≥ 0
         0 is DPM++ 2S with the midpoint rule.
     """
-    _check_eta("dpm++-2s-ancestral", eta)
+    check_range("dpm++-2s-ancestral", "eta", eta, 0)
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
@@ -112,7 +106,7 @@ def dpmpp_2s_ancestral(nodes: Nodes, *, eta: float = 1.0) -> Table:
     return program.finish(x)
 
 
-@register("dpm++-sde-single", cases=[Case({}, 1, 1), Case({"eta": 0.0}, 2, 2)], reference=ANCESTRAL)
+@register("dpm++-sde-single", cases=[Case({}, 1, 1), Case({"eta": 0.0}, 2, 2)], reference=K_DIFFUSION)
 def dpmpp_sde_single(nodes: Nodes, *, eta: float = 1.0, r: float = 0.5) -> Table:
     """DPM++ SDE of k-diffusion: a stage with its own ancestral noise, then a step with fresh noise. Two calls per step.
 
@@ -122,7 +116,7 @@ def dpmpp_sde_single(nodes: Nodes, *, eta: float = 1.0, r: float = 0.5) -> Table
     r : float in (0, 1]
         Position of the stage in λ.
     """
-    _check_eta("dpm++-sde-single", eta)
+    check_range("dpm++-sde-single", "eta", eta, 0)
     if not 0 < r <= 1:
         raise ValueError(f"r={r!r} is not possible for dpm++-sde-single; allowed: above 0, at most 1")
     program = Program(nodes)

@@ -19,6 +19,7 @@ from .ddim import ddim_coefficients
 from .multistep import (
     Steps,
     check_order,
+    check_range,
     check_variant,
     data_steps,
     exponential_shape,
@@ -92,8 +93,7 @@ def dbim(
         Label of the source end; default 1e-3 beyond node 0, as in the authors' code.
     """
     check_order("dbim", order, 1, 3)
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r} is not possible for dbim; allowed: 0 to 1")
+    check_range("dbim", "eta", eta, 0, 1)
     if eta > 0 and order > 1:
         raise ValueError(f"eta={eta!r} with order={order} is not possible for dbim; orders above 1 are deterministic")
     check_variant("dbim", variant, ("exact", "released"))
@@ -134,7 +134,7 @@ def bridge_posterior(
     source_time : float, optional
         Label of the source end; default 1e-3 beyond node 0.
     """
-    check_variant("bridge-posterior", start, ("source", "node"))
+    check_variant("bridge-posterior", start, ("source", "node"), argument="start")
     _check_bridge("bridge-posterior", nodes)
     if start == "node":
         program, source = Program(nodes), nodes.level(0)
@@ -174,8 +174,7 @@ def bbdm(nodes: Nodes, *, eta: float = 1.0) -> Table:
         Factor of the noise. The share of the old noise is that of η = 1 whatever eta is, as released, so that the
         marginals are kept at 1 only; `dbim` keeps them for any η.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r} is not possible for bbdm; allowed: 0 to 1")
+    check_range("bbdm", "eta", eta, 0, 1)
     _check_bridge("bbdm", nodes)
     carry, fresh = ddim_coefficients(nodes, 1.0)
     program = Program(nodes, ("source",))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
+
+import numpy as np
 
 from pathline.interpolants import unknown_name
 
@@ -23,7 +26,7 @@ BUTCHER = Reference(
     year=1993,
     venue="Springer",
 )
-Coefficients = Mapping[str, Sequence[object]]
+Coefficients = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def runge_kutta(
     ----------
     tableau : {"midpoint", "ralston", "kutta3", "heun3", "ssp3", "rk4", "three-eighths"} or mapping
         Or {"a": [[], [a21], [a31, a32], …], "b": [b1, b2, …]}, explicit, with b summing to 1 and stages inside the
-        step. torchdiffeq calls "three-eighths" rk4. EDM's second-order family has a = [[], [α]] and
-        b = [1 − 1/(2α), 1/(2α)].
+        step; full square rows with zeros from the diagonal on, and "c", are taken as well. torchdiffeq calls
+        "three-eighths" rk4. EDM's second-order family has a = [[], [α]] and b = [1 − 1/(2α), 1/(2α)].
     variant : {"auto", "sigma", "time"}
         "sigma": x/signal steps in noise/signal along the noise prediction; steps from signal 0 or to noise 0 are
         data steps. "time": x steps in time along the velocity. "auto": time on linear paths, else sigma.
@@ -122,10 +125,24 @@ def read_tableau(tableau: str | Coefficients) -> Tableau:
         if tableau not in TABLEAUS:
             raise unknown_name("tableau", tableau, TABLEAUS)
         return TABLEAUS[tableau]
-    if not isinstance(tableau, Mapping) or set(tableau) != {"a", "b"}:
-        raise ValueError(f"tableau={tableau!r} is neither a name nor a mapping with the keys 'a' and 'b'")
-    rows = tuple(tuple(float(v) for v in row) for row in tableau["a"])  # type: ignore[attr-defined]
-    return Tableau(rows, tuple(float(v) for v in tableau["b"]))  # type: ignore[arg-type]
+    if not isinstance(tableau, Mapping) or not {"a", "b"} <= set(tableau) <= {"a", "b", "c"}:
+        raise ValueError(f"tableau={tableau!r} is neither a name nor a mapping with the keys 'a' and 'b' (and 'c')")
+    try:
+        rows = [[float(v) for v in row] for row in tableau["a"]]
+        read = Tableau(
+            tuple(tuple(_below(row, i)) for i, row in enumerate(rows)), tuple(float(v) for v in tableau["b"])
+        )
+        apart = np.abs(np.subtract(tableau.get("c", read.c), read.c)).max()
+    except TypeError as error:
+        raise ValueError(f"tableau={tableau!r} must hold rows of numbers: {error}") from None
+    if apart > 1e-9:
+        raise ValueError(f"c={list(tableau['c'])} of the tableau is not the sum of its rows, {list(read.c)}")
+    return read
+
+
+def _below(row: list[float], i: int) -> list[float]:
+    """The entries left of the diagonal, where the rest of a full row is 0."""
+    return row[:i] if len(row) > i and not any(row[i:]) else row
 
 
 def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau) -> Linear:

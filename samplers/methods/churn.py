@@ -68,12 +68,16 @@ def edm(
     solver : {"heun", "euler"}
         The step taken after the churn; "euler" is k-diffusion's `sample_euler` with s_churn, one call per step.
     """
-    check_variant("edm", solver, ("heun", "euler"))
+    check_variant("edm", solver, ("heun", "euler"), argument="solver")
     step = heun_step if solver == "heun" else euler_step
     if churn < 0 or s_noise < 0:
         raise ValueError(f"churn={churn!r} and s_noise={s_noise!r} must not be negative for edm")
     gamma = min(churn / nodes.steps, sqrt(2.0) - 1.0)
     top = float("inf") if s_max is None else s_max
+    if not s_min <= top:
+        raise ValueError(
+            f"s_min={s_min!r} and s_max={s_max!r} leave no level for the churn of edm; s_min must be smaller"
+        )
     program = Program(nodes)
     x = program.state
     for i in range(nodes.steps):
@@ -132,7 +136,10 @@ def restart(
 def _restarts(nodes: Nodes, intervals: Sequence[Interval]) -> dict[int, list[tuple[int, int, float]]]:
     ratios = np.array([_ratio(nodes.level(i)) for i in range(1, nodes.steps)])
     plan: dict[int, list[tuple[int, int, float]]] = {}
-    for levels, repeats, low, high in intervals:
+    for interval in intervals:
+        if len(interval) != 4:
+            raise ValueError(f"restart interval {interval} must be (levels, repeats, low, high)")
+        levels, repeats, low, high = interval
         if levels < 2 or repeats < 1 or not 0 < low < high:
             raise ValueError(
                 f"restart interval {(levels, repeats, low, high)} needs levels ≥ 2, repeats ≥ 1 and 0 < low < high"

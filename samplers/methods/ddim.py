@@ -9,6 +9,7 @@ from ..numerics import Array
 from ..program import Linear, Program
 from ..registry import Case, Reference, register
 from ..table import Table
+from .multistep import check_range
 
 DDIM = Reference(
     key="song2021ddim",
@@ -31,8 +32,7 @@ def ddim(nodes: Nodes, *, eta: float = 0.0) -> Table:
     eta : float in [0, 1]
         0 is deterministic, 1 the ancestral posterior.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta={eta!r} is not possible for ddim; allowed: 0 to 1")
+    check_range("ddim", "eta", eta, 0, 1)
     carry, fresh = ddim_coefficients(nodes, eta)
     program = Program(nodes)
     x = program.state

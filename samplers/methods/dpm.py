@@ -13,6 +13,7 @@ from ..table import Table
 from .multistep import (
     Steps,
     check_order,
+    check_range,
     check_variant,
     data_steps,
     exponential_shape,
@@ -117,8 +118,8 @@ def dpmpp_sde(
     lower_order_final : bool
         As in `dpm++`; k-diffusion lowers only the step to noise 0.
     """
-    if eta < 0 or s_noise < 0:
-        raise ValueError(f"eta={eta!r} and s_noise={s_noise!r} must not be negative for dpm++-sde")
+    check_range("dpm++-sde", "eta", eta, 0)
+    check_range("dpm++-sde", "s_noise", s_noise, 0)
     steps = data_steps(nodes, eta)
     steps = replace(steps, fresh=steps.fresh * s_noise)
     second_order = "heun" if order == 3 and variant == "midpoint" else variant
@@ -147,8 +148,7 @@ def dpm_sde(
         Strength of the SDE; 0 is `dpm`.
     """
     check_order("dpm-sde", order, 1, 2)
-    if eta < 0:
-        raise ValueError(f"eta={eta!r} must not be negative for dpm-sde")
+    check_range("dpm-sde", "eta", eta, 0)
     table = _multistep("dpm-sde", nodes, noise_steps(nodes, eta), order, variant, lower_order_final)
     return replace(table, law="weak") if eta > 0 else table
 

@@ -7,7 +7,7 @@ from ..program import Program
 from ..registry import Case, Reference, register
 from ..table import Table
 from .ddim import ddim_coefficients, ddim_step
-from .multistep import check_variant
+from .multistep import check_order, check_range, check_variant
 
 SCORE_SDE = Reference(
     key="song2021score",
@@ -35,8 +35,9 @@ def langevin_pc(
     """Predictor-corrector: a DDIM(η) step to the next level, then Langevin steps on it; 1 + corrections calls per step.
 
     A Langevin step moves by δ·score + √(2δ)·z with δ = 2(snr·noise)². The published code divides by the norms of the
-    very noise and score it meets; here they have their expected ratio, so that steps are known beforehand. A level's
-    law is left biased by snr² in relative variance, which no finer grid removes.
+    very noise and score it meets; here they have their expected ratio, so that steps are known beforehand. It corrects
+    a level before leaving it, here it is corrected on arrival: the same sequence but for the first and the last level.
+    A level's law is left biased by snr² in relative variance, which no finer grid removes.
 
     Parameters
     ----------
@@ -50,11 +51,10 @@ def langevin_pc(
         Noise of a Langevin step: "exact" keeps the law of point masses (an exact Ornstein–Uhlenbeck step), "released"
         has √(2δ), too much by the factor 1/√(1 − snr²).
     """
-    if not 0 <= snr <= 0.7:
-        raise ValueError(f"snr={snr!r} is not possible for langevin-pc; allowed: 0 to 0.7")
-    if not isinstance(corrections, int) or corrections < 0:
-        raise ValueError(f"corrections={corrections!r} is not possible for langevin-pc; it must be a whole number ≥ 0")
+    check_range("langevin-pc", "snr", snr, 0, 0.7)
+    check_order("langevin-pc", corrections, 0, argument="corrections")
     check_variant("langevin-pc", variant, ("exact", "released"))
+    check_range("langevin-pc", "eta", eta, 0, 1)
     carry, fresh = ddim_coefficients(nodes, eta)
     kept, drawn = 1 - 2 * snr**2, 2 * snr * ((1 - snr**2) ** 0.5 if variant == "exact" else 1.0)
     program = Program(nodes)

@@ -48,9 +48,9 @@ FIRST_VELOCITIES = ("noise", "v")
 
 def _first_velocity(program: Program, i: int, x: Linear, noise: Linear, kind: str) -> Linear:
     """The noise at node i, or v = signal·noise − noise level·data in its place."""
-    level = program.nodes.level(i)
     if kind == "noise":
         return noise
+    level = program.nodes.level(i)
     return level.signal * noise - (level.noise / level.signal) * (x - level.noise * noise)
 
 
@@ -74,6 +74,7 @@ def ghvb_weights(order: int, beta: float) -> list[float]:
 def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None, first_velocity: str = "noise") -> Table:
     """Generalised heavy ball of any fractional order m: order ⌈m⌉ with momentum β = m − ⌊m⌋ (1 for integers).
 
+    The weights are those of equal steps in noise/signal: on other grids the order is at most 2, as for `ipndm`.
     v ← (1 − β)·v + β·ε, and x/signal moves in noise/signal along a combination of past v. Larger stability region
     than Adams–Bashforth of the same order, which helps under strong guidance; m = 2.3 … 3.8 are used there. A last
     step to noise 0 returns the data prediction.
@@ -86,7 +87,7 @@ def ghvb(nodes: Nodes, *, order: float = 2.5, beta: float | None = None, first_v
     first_velocity : {"noise", "v"}
         What v starts from. "v" is what the released code does with v networks, whose raw output it takes for the noise.
     """
-    check_variant("ghvb (first velocity)", first_velocity, FIRST_VELOCITIES)
+    check_variant("ghvb", first_velocity, FIRST_VELOCITIES, argument="first_velocity")
     if not 0 < order <= 5:
         raise ValueError(f"order={order!r} is not possible for ghvb; allowed: above 0, at most 5")
     if beta is not None and (order != ceil(order) or not 0 < beta <= 1):
@@ -141,7 +142,7 @@ def heavy_ball(
         Nesterov moves along (1 − β)·v + β·ê after the update of v.
     first_velocity : as in `ghvb`
     """
-    check_variant("heavy-ball (first velocity)", first_velocity, FIRST_VELOCITIES)
+    check_variant("heavy-ball", first_velocity, FIRST_VELOCITIES, argument="first_velocity")
     check_order("heavy-ball", order, 1, 4)
     check_variant("heavy-ball", variant, ("heavy-ball", "nesterov"))
     if not 0 < beta <= 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,17 @@ from ..table import Table
 GroupRule = Callable[[Array, Array], Array]
 
 
-def check_order(name: str, order: int, lowest: int, highest: int | None = None) -> None:
+def check_order(name: str, order: int, lowest: int, highest: int | None = None, *, argument: str = "order") -> None:
     """Raise ValueError unless `order` is an integer in the allowed range."""
     allowed = f"{lowest}..{highest}" if highest is not None else f"at least {lowest}"
     if not isinstance(order, int) or order < lowest or (highest is not None and order > highest):
-        raise ValueError(f"order={order!r} is not possible for {name}; allowed: {allowed}")
+        raise ValueError(f"{argument}={order!r} is not possible for {name}; allowed: {allowed}")
 
 
-def check_variant(name: str, variant: str, allowed: tuple[str, ...]) -> None:
+def check_variant(name: str, variant: str, allowed: Iterable[str], *, argument: str = "variant") -> None:
     """Raise ValueError unless `variant` is one of `allowed`."""
     if variant not in allowed:
-        raise ValueError(f"variant={variant!r} is not known to {name}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{argument}={variant!r} is not known to {name}; allowed: {', '.join(allowed)}")
 
 
 def step_orders(nodes: Nodes, order: int, lower_order_final: bool) -> list[int]:
@@ -41,6 +41,13 @@ def step_orders(nodes: Nodes, order: int, lower_order_final: bool) -> list[int]:
     if nodes.ends_clean:
         orders[-1] = 1
     return orders
+
+
+def check_range(name: str, argument: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless low ≤ value ≤ high."""
+    if not low <= value <= high:
+        allowed = f"{low:g} to {high:g}" if np.isfinite(high) else f"at least {low:g}"
+        raise ValueError(f"{argument}={value!r} is not possible for {name}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)

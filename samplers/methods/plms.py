@@ -45,7 +45,7 @@ def plms(nodes: Nodes, *, order: int = 4, warmup: str = "repeat", lower_order_fi
         False keeps the order on a last step to noise 0, as diffusers does with `set_alpha_to_one`.
     """
     check_order("plms", order, 1, 4)
-    check_variant("plms", warmup, ("repeat", "runge-kutta"))
+    check_variant("plms", warmup, ("repeat", "runge-kutta"), argument="warmup")
     program = Program(nodes)
     x, history = program.state, list[Linear]()
     for i in range(nodes.steps):

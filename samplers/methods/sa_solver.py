@@ -81,9 +81,9 @@ def sa(
         Lower the orders over the last steps.
     """
     check_order("sa", order, 1)
-    check_order("sa (corrector)", corrector_order, 0)
+    check_order("sa", corrector_order, 0, argument="corrector_order")
     strength = _taus(nodes, tau, window) ** 2
-    check_variant("sa (form)", form, ("data", "noise"))
+    check_variant("sa", form, ("data", "noise"), argument="form")
     steps = data_steps(nodes, strength) if form == "data" else noise_steps(nodes, strength)
     orders = step_orders(nodes, order, lower_order_final)
     check_variant("sa", variant, ("released", "exact"))

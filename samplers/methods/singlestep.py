@@ -13,7 +13,7 @@ from ..program import Linear, Program, dot
 from ..registry import Case, Reference, register
 from ..table import Table
 from .dpm import DPM_SOLVER, DPM_SOLVER_PP
-from .multistep import check_order, check_variant, exponential_shape
+from .multistep import check_order, check_range, check_variant, exponential_shape
 
 RES = Reference(
     key="zhang2023res",
@@ -41,9 +41,10 @@ class Scheme:
     Attributes
     ----------
     form : {"data", "noise"}
-    end : {"midpoint", "newest", "polynomial"}
-        How the last stage enters a step: published 2S halves its slope, "newest" weights the slope of the newest stage
-        by φ₂ (all else equal from order 3 on), "polynomial" integrates the polynomial through all stages exactly.
+    end : {"midpoint", "newest", "stiff", "polynomial"}
+        How the stages enter a step: published 2S halves the slope of its stage; "newest" weights the slope of the
+        newest stage by φ₂ (of order 3 where c₃ = 2/3); "stiff" meets the stiff order conditions for any c₂, c₃;
+        "polynomial" integrates the polynomial through all stages exactly.
     strength : float
         τ² of the reverse SDE.
     """
@@ -56,6 +57,11 @@ class Scheme:
         """Weights of the slopes (output − first) of the stages at `distances`, relative to the step's total."""
         if not distances:
             return []
+        if is_end and self.end == "stiff" and len(distances) == 2:
+            c2, c3 = distances[0] / h, distances[1] / h
+            share = stiff_share(c2, c3)
+            weight = float(phi(2, z) / phi(1, z)) / (share * c2 + c3)
+            return [share * weight, weight]
         if is_end and self.end == "polynomial":
             points = np.array([[0.0, *distances]]) / h
             return [float(w) for w in exponential_shape(points, np.array([z]))[0, 1:]]
@@ -130,12 +136,29 @@ def _step(program: Program, x: Linear, levels: list[Level], scheme: Scheme) -> L
         path, reached = _noise(program, path, reached, level, scheme), level.lam
         carry, total, z = _exponential(s, level, form, scheme.strength)
         weights = scheme.weights(distances, level.lam - s.lam, z, is_end=k == len(levels) - 1)
+        if scheme.end == "stiff" and k == 2 and len(levels) == 4:
+            weights[0] += _stiff_inner(s, levels[1:], scheme.strength)
         x_k = carry * x + total * (first + dot(weights, slopes)) + level.noise * path
         if k == len(levels) - 1:
             return program.let(x_k)
         distances.append(level.lam - s.lam)
         slopes.append(program.query(x_k, level, form) - first)
     raise AssertionError("a step has an end")
+
+
+def stiff_share(c2: float, c3: float) -> float:
+    """γ = b₂/b₃ of the three-stage method of order 3 (Hochbruck and Ostermann 2005; 0 where c₃ = 2/3)."""
+    if abs(c2 - 2 / 3) < 1e-9:
+        raise ValueError("stages of order 3 need c₂ ≠ 2/3; the third order cannot be reached with it")
+    return c3 * (3 * c3 - 2) / (c2 * (2 - 3 * c2))
+
+
+def _stiff_inner(s: Level, levels: list[Level], strength: float) -> float:
+    """What "stiff" adds to the weight of stage 2 in stage 3, γc₂φ₂(c₂z), relative to that stage's total c₃φ₁(c₃z)."""
+    h = levels[2].lam - s.lam
+    c2, c3 = ((level.lam - s.lam) / h for level in levels[:2])
+    z = -(1.0 + strength) * h
+    return stiff_share(c2, c3) * c2 * float(phi(2, c2 * z)) / (c3 * float(phi(1, c3 * z)))
 
 
 def _exponential(s: Level, t: Level, form: str, strength: float) -> tuple[float, float, float]:
@@ -188,7 +211,7 @@ def dpm_single(
         Order 3 ends with steps of order 2 and 1 also where 3 divides the number of calls, as published.
     """
     check_order("dpm-single", order, 1, 3)
-    check_variant("dpm-single", variant, tuple(VARIANTS))
+    check_variant("dpm-single", variant, VARIANTS)
     return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("noise", VARIANTS[variant]))
 
 
@@ -210,13 +233,18 @@ def dpmpp_single(
 ) -> Table:
     """DPM-Solver++ singlestep 2S and 3S (data form); options as `dpm-single`."""
     check_order("dpm++-single", order, 1, 3)
-    check_variant("dpm++-single", variant, tuple(VARIANTS))
+    check_variant("dpm++-single", variant, VARIANTS)
     return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", VARIANTS[variant]))
 
 
 @register(
     "res",
-    cases=[Case({"order": 2}, 2, 2), Case({"order": 3}, 3, 3), Case({"order": 2, "stages": (1.0,)}, 2, 2)],
+    cases=[
+        Case({"order": 2}, 2, 2),
+        Case({"order": 3}, 3, 3),
+        Case({"order": 2, "stages": (1.0,)}, 2, 2),
+        Case({"order": 3, "stages": (0.3, 0.8)}, 3, 3),
+    ],
     reference=RES,
 )
 def res(
@@ -240,7 +268,7 @@ def res(
     """
     check_order("res", order, 1, 3)
     if stages is None:
-        return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", "newest"))
+        return singlestep(nodes, orders or _plan(nodes, order, lower_order_final), Scheme("data", "stiff"))
     if orders is not None or len(stages) != order - 1 or list(stages) != sorted({c for c in stages if 0 < c <= 1}):
         raise ValueError(
             f"stages={stages!r} is not possible for res of order {order} with orders={orders!r}; give {order - 1} "
@@ -249,7 +277,7 @@ def res(
     plan = [order] * nodes.steps
     for end, infinite in ((0, nodes.starts_pure), (-1, nodes.ends_clean)):
         plan[end] = 1 if infinite else plan[end]
-    return singlestep(nodes, plan, Scheme("data", "newest"), stages)
+    return singlestep(nodes, plan, Scheme("data", "stiff"), stages)
 
 
 @register(
@@ -281,9 +309,8 @@ def seeds(
     orders, lower_order_final : as in `dpm-single`.
     """
     check_order("seeds", order, 1, 3)
-    check_variant("seeds", variant, tuple(VARIANTS))
-    if eta < 0:
-        raise ValueError(f"eta={eta!r} must not be negative for seeds")
+    check_variant("seeds", variant, VARIANTS)
+    check_range("seeds", "eta", eta, 0)
     return singlestep(
         nodes,
         orders or _plan(nodes, order, lower_order_final),
