@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .data_range import Rule
+from .spacing import Spacing
 
 # What DDIMPipeline always passes. A clipped run always stores what agrees with the clipped data, as True asks for.
 _HARMLESS = {"eta": (0.0, None), "use_clipped_model_output": (False, None, True)}
@@ -17,8 +18,8 @@ _HARMLESS = {"eta": (0.0, None), "use_clipped_model_output": (False, None, True)
 class Request(NamedTuple):
     """One `set_timesteps` in plain numbers: its lists, and what the config adds.
 
-    `multistep` marks the config of a stock multistep scheduler, whose spacing leaves training index 0 out; `rule` is
-    what the config does to the data prediction.
+    `spacing` is how the scheduler that the config comes from spaces its levels, `rule` what the config does to the data
+    prediction.
     """
 
     steps: int
@@ -26,8 +27,7 @@ class Request(NamedTuple):
     sigmas: tuple[float, ...] | None = None
     mu: float | None = None
     shift: float = 1.0
-    steps_offset: int = 0
-    multistep: bool = False
+    spacing: Spacing = Spacing()
     rule: Rule | None = None
 
 

@@ -26,6 +26,7 @@ from .flow_family import FlowFamily
 from .forward import ForwardProcess
 from .output import PathlineSchedulerOutput
 from .settings import Settings, read_settings
+from .spacing import HIDDEN_KEYS, spacing_of
 from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
 
 _CACHED_REQUESTS = 8
@@ -131,7 +132,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             The config belongs to a scheduler of another kind (EDM, VE, vector-quantised).
         """
         if isinstance(config, Mapping):
-            config = complete_config(config)
+            config = complete_config(config, {key: kwargs.pop(key) for key in HIDDEN_KEYS if key in kwargs})
             kwargs = with_stock_solver(config, kwargs, cls.default_pathline)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
@@ -209,8 +210,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         request = read_request(num_inference_steps, timesteps, sigmas)._replace(
             mu=self._mu(mu),
             shift=self._shift,
-            steps_offset=int(self.config.get("steps_offset") or 0),
-            multistep=self.config.get("solver_order") is not None,
+            spacing=spacing_of(self.config),
             rule=rule_of(self.config),
         )
         if request not in self._cache:

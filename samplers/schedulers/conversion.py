@@ -11,6 +11,7 @@ import diffusers
 from ..registry import method_info
 from ..wrappers import is_flow
 from .settings import DEFAULT_METHOD
+from .spacing import levels_of_source, off_switches
 
 _FLOW_KEYS = ("shift", "base_shift", "time_shift_type")
 _STOCK_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -36,12 +37,13 @@ def stock_classes() -> list[type]:
     return [cls for cls in found if inspect.isclass(cls)]
 
 
-def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def complete_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The config with everything explicit that its own class takes for granted.
 
     Diffusers drops keys that the source left at their defaults, and configs stored by old versions lack keys; the
-    defaults of the source's class are meant, which need not be ours. A flow shift becomes the shift. Clipping and
-    thresholding that the source's class accepts but never applies are turned off.
+    defaults of the source's class are meant, which need not be ours. Where its levels come from is kept, see `spacing`.
+    A flow shift becomes the shift. Clipping and thresholding that the source's class accepts but never applies are
+    turned off. `given` are stock keys that the caller sets anew.
 
     Raises
     ------
@@ -50,13 +52,16 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     full = {key: value for key, value in config.items() if key != "_use_default_values"}
     if "pathline" not in full:
-        source = getattr(diffusers, str(full.get("_class_name")), None)
-        if inspect.isclass(source) and issubclass(source, diffusers.SchedulerMixin):
-            full = {**_defaults(source), **full}
+        source = _source_of(full)
+        if source is not None:
+            defaults = _defaults(source)
+            full = {**defaults, **full, **off_switches(full, defaults)}
         full |= _never_applied(full)
         _check_family(full)
+        full |= levels_of_source({**full, **given}, "" if source is None else source.__name__)
         if "beta_schedule" in full:  # schedulers older than the key predict the noise
             full.setdefault("prediction_type", "epsilon")
+    full |= given
     if full.get("use_flow_sigmas"):
         full.setdefault("shift", full.get("flow_shift", 1.0))
     return full
@@ -75,6 +80,19 @@ def with_stock_solver(
     if "order" in method_info(defaults.get("method", DEFAULT_METHOD)).options:
         given["options"] = {"order": order, **(given.get("options") or {})}
     return {**kwargs, "pathline": given} if given else dict(kwargs)
+
+
+def _source_of(config: Mapping[str, Any]) -> type | None:
+    """The stock class of a config: named in a file; in memory the one whose arguments are the first keys.
+
+    What a class was handed from another config and does not know stands behind its own keys.
+    """
+    named = getattr(diffusers, str(config.get("_class_name")), None)
+    if inspect.isclass(named) and issubclass(named, diffusers.SchedulerMixin):
+        return named
+    keys = [key for key in config if not key.startswith("_")]
+    fits = [cls for cls in stock_classes() if set(keys[: len(_defaults(cls))]) == set(_defaults(cls))]
+    return max(fits, key=lambda cls: len(_defaults(cls)), default=None)
 
 
 def _defaults(cls: type) -> dict[str, Any]:

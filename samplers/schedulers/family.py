@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,15 @@ class Schedule:
         In path time; the first `len(labels)` of them are the given ones.
     labels : float64 array or None
         Time labels that the caller fixed for the nodes before the end; None where they follow from the level.
+    nominal : bool
+        These labels are those of the spacing and all but the levels' own; other labels keep their own level.
     idle_end : bool
         One more call at the last node follows, over a step of length zero (terminal sigma = last sigma).
     """
 
     nodes: Nodes
     labels: Array | None = None
+    nominal: bool = False
     idle_end: bool = False
 
 
@@ -99,11 +102,13 @@ class Family(ABC):
         """Training target of velocity (flow) or v (betas) networks at `point` = (signal, noise)."""
 
     def call_labels(self, schedule: Schedule, levels: Sequence[Level]) -> Array:
-        """Labels of network calls at these levels; between labelled nodes they are interpolated."""
+        """Labels of network calls at these levels; between labelled nodes their own, moved as at the nodes."""
+        own = np.array([self.label(level) for level in levels])
         if schedule.labels is None:
-            return np.array([self.label(level) for level in levels])
-        times = np.array([level.time for level in levels])
-        return np.interp(times, schedule.nodes.time[: len(schedule.labels)], schedule.labels)
+            return own
+        nodes, count = schedule.nodes, len(schedule.labels)
+        moved = schedule.labels - np.array([self.label(nodes.level(k)) for k in range(count)])
+        return own + np.interp([level.time for level in levels], nodes.time[:count], moved)
 
     def with_terminal(self, schedule: Schedule, sigma: float) -> Schedule:
         """The schedule with another terminal sigma.
@@ -114,7 +119,8 @@ class Family(ABC):
             It lies above the sigma of the last call.
         """
         nodes = schedule.nodes if schedule.idle_end else schedule.nodes.part(0, schedule.nodes.steps - 1)
-        return self.closed(nodes.signal, nodes.noise, nodes.time, schedule.labels, sigma)
+        closed = self.closed(nodes.signal, nodes.noise, nodes.time, schedule.labels, sigma)
+        return replace(closed, nominal=schedule.nominal)
 
     def closed(self, signal: Array, noise: Array, time: Array, labels: Array | None, end: float) -> Schedule:
         """Levels of the calls, closed by the terminal public sigma `end`."""
@@ -160,26 +166,3 @@ def final_type(config: Any) -> str:
 def wide(timesteps: Tensor) -> Tensor:
     """As float64, or float32 on devices without it."""
     return timesteps.to(torch.float32 if timesteps.device.type == "mps" else torch.float64)
-
-
-def beta_levels(low: float, high: float, count: int) -> Array:
-    """`count` values from high to low at the quantiles of Beta(0.6, 0.6) (Lee et al. 2024)."""
-    from scipy.stats import beta
-
-    return low + np.asarray(beta.ppf(1.0 - np.linspace(0.0, 1.0, count), 0.6, 0.6)) * (high - low)
-
-
-def switched_on(config: Any) -> str | None:
-    """Which of the Karras, exponential and beta switches of a config is on.
-
-    Raises
-    ------
-    ValueError
-        More than one.
-    """
-    kinds = [kind for kind in ("karras", "exponential", "beta") if config.get(f"use_{kind}_sigmas")]
-    if len(kinds) > 1:
-        raise ValueError(
-            f"only one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas can be on, got {kinds}"
-        )
-    return kinds[0] if kinds else None

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pathline.interpolants import LinearPath, unknown_name
@@ -13,8 +14,11 @@ from pathline.interpolants import LinearPath, unknown_name
 from ..nodes import Level
 from ..numerics import Array
 from .arguments import Request
-from .family import PREDICTIONS, Family, Schedule, Singles, beta_levels, final_type, switched_on, wide
+from .betas import betas_of, powers_of
+from .family import PREDICTIONS, Family, Schedule, Singles, final_type, wide
+from .levels import converted
 from .settings import Settings
+from .spacing import switched_on
 
 SHIFT_TYPES = ("exponential", "linear")
 
@@ -51,7 +55,7 @@ class FlowFamily(Family):
         self.clean_sigma = 1.0 if self.inverted else 0.0
         self.sign = -1.0 if self.prediction == "velocity" and not self.inverted else 1.0
         self.train_steps = int(config["num_train_timesteps"])
-        self.convert_kind = switched_on(config)
+        switched_on(config)
         self.final = final_type(config)
 
     def schedule(self, request: Request, settings: Settings) -> Schedule:
@@ -74,10 +78,18 @@ class FlowFamily(Family):
         elif labels is not None:
             sigmas = self._unlabelled(labels)  # final labels: a shift would part them from their sigmas
         else:
-            sigmas = self.shifted(self._spaced(request.steps), request)
+            sigmas = (
+                self._of_betas(request)
+                if request.spacing.flow == "betas"
+                else self.shifted(self._spaced(request), request)
+            )
         _check(sigmas)
         fixed = None if labels is None else np.array(labels)
         end = 0.0 if self.final == "zero" else float(sigmas[-1])
+        if end and request.spacing.ends_on_betas:
+            end = min(end, math.exp(self._beta_range()[0]))
+        if end == sigmas[0]:  # one step of length zero would be none
+            end = 0.0
         return self.closed(1.0 - sigmas, sigmas, 1.0 - sigmas, fixed, 1.0 - end if self.inverted else end)
 
     def shifted(self, sigmas: Array, request: Request) -> Array:
@@ -94,7 +106,8 @@ class FlowFamily(Family):
         terminal = config.get("shift_terminal")
         if terminal and sigmas[-1] < 1.0:
             sigmas = 1.0 - (1.0 - sigmas) * ((1.0 - terminal) / (1.0 - sigmas[-1]))
-        return self._converted(sigmas)
+        kind = request.spacing.convert
+        return sigmas if kind is None else converted(kind, float(sigmas[0]), float(sigmas[-1]), len(sigmas))
 
     def level(self, sigma: float) -> tuple[float, float, float]:
         """Signal, noise and time of a public sigma."""
@@ -132,27 +145,32 @@ class FlowFamily(Family):
         """The target noise − data, the other way round for inverted schedules."""
         return data - noise if self.inverted else noise - data
 
-    def _spaced(self, steps: int) -> Array:
+    def _spaced(self, request: Request) -> Array:
+        steps = request.steps
         if steps > self.train_steps:
             raise ValueError(f"num_inference_steps={steps} is not possible; the model has {self.train_steps} levels")
         lowest = 1.0 / self.train_steps
         if self.config.get("use_flow_sigmas"):
-            return np.linspace(1.0, lowest, steps + 1)[:-1]
-        return np.linspace(1.0, lowest, steps)
+            ends = (1.0 - lowest, 0.0) if request.spacing.flow == "short" else (1.0, lowest)
+            return np.linspace(*ends, steps + 1)[:-1]
+        return np.linspace(1.0, lowest, steps) if steps > 1 else np.ones(1)
+
+    def _of_betas(self, request: Request) -> Array:
+        """Karras levels of the config's betas with the same noise/signal; no shift applies."""
+        low, high = (math.exp(v) for v in self._beta_range())
+        spacing = request.spacing
+        sigmas = converted("karras", spacing.high or high, spacing.low or low, request.steps)
+        return sigmas / (1.0 + sigmas)
+
+    def _beta_range(self) -> tuple[float, float]:
+        """log(noise/signal) of the outermost training levels of the config's betas."""
+        power = powers_of(betas_of(self.config)).double()[[0, -1]]
+        low, high = (0.5 * torch.log((1.0 - power) / power)).tolist()
+        return low, high
 
     def _unlabelled(self, labels: tuple[float, ...]) -> Array:
         share = np.array(labels) / self.train_steps
         return 1.0 - share if self.inverted else share
-
-    def _converted(self, sigmas: Array) -> Array:
-        high, low, count = float(sigmas[0]), float(sigmas[-1]), len(sigmas)
-        if self.convert_kind == "karras":
-            return np.asarray(np.linspace(high ** (1 / 7), low ** (1 / 7), count) ** 7)
-        if self.convert_kind == "exponential":
-            return np.geomspace(high, low, count)
-        if self.convert_kind == "beta":
-            return beta_levels(low, high, count)
-        return sigmas
 
 
 def _is_uniform(sigmas: tuple[float, ...]) -> bool:

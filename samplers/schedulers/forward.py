@@ -46,8 +46,12 @@ class ForwardProcess:
             signal, level = self._family.forward(times)
         else:  # labels that someone set apart from the sigmas: the nearest one counts
             shown = torch.as_tensor(compiled.timesteps, device=like.device)
-            place = (shown[:, None] - times.reshape(1, -1)).abs().argmin(0).reshape(times.shape)
+            gap, place = (shown[:, None] - times.reshape(1, -1)).abs().min(0)
             signal, level = self._family.mix(torch.as_tensor(compiled.sigmas, device=like.device)[place])
+            if compiled.schedule.nominal:
+                own = self._family.forward(times.reshape(-1))
+                signal, level = (torch.where(gap < 1e-3, a, b) for a, b in zip((signal, level), own, strict=True))
+            signal, level = signal.reshape(times.shape), level.reshape(times.shape)
         wide = torch.promote_types(like.dtype, torch.float32)
         shape = (-1,) + (1,) * (like.ndim - 1) if times.ndim else ()
         return signal.to(wide).reshape(shape), level.to(wide).reshape(shape)
