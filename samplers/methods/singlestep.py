@@ -257,8 +257,9 @@ def res(
 ) -> Table:
     """Refined exponential solver of order 2 and 3 (data form), satisfying the stiff order conditions.
 
-    b₂ = φ₂(−h)/c₂ where DPM-Solver++ 2S has φ₁(−h)/(2c₂); `res-multistep` is the multistep version. Of the
-    released variants "2mid_stable" is `dpm++-2s-ancestral` with eta=0, and "3kutta" `runge-kutta` with "kutta3". Options as `dpm-single`, and:
+    b₂ = φ₂(−h)/c₂ where DPM-Solver++ 2S has φ₁(−h)/(2c₂); `res-multistep` is the multistep version. The released
+    "2mid_stable" is `dpm++-2s-ancestral` with eta=0, "3kutta" is `runge-kutta` with "kutta3". Options as `dpm-single`,
+    and:
 
     Parameters
     ----------
