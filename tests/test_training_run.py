@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
 
 def test_an_interrupt_leaves_a_resumable_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    original = Trainer._optimise
+    original, handler = Trainer._optimise, signal.getsignal(signal.SIGINT)
 
     def interrupted(self: Trainer, batches: Any) -> float:
         if self.step == 2:
@@ -265,7 +265,7 @@ def test_an_interrupt_leaves_a_resumable_state(tmp_path: Path, monkeypatch: pyte
         TrainingInterruptedError, match="stopped after step 3 of 6; go on with --resume_from_checkpoint latest"
     ):
         run(tmp_path / "broken")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
     broken = run(tmp_path / "broken", resume_from_checkpoint="latest")
     assert same(weights(whole), weights(broken))
