@@ -1,13 +1,15 @@
 """What every test gets: one thread, no network, and torch's global state as it was when the test began."""
 
 import os
+import sys
 
 # Before anything imports torch, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,3 +38,26 @@ def torch_globals() -> Iterator[None]:
     torch.set_grad_enabled(before[1])
     torch.use_deterministic_algorithms(before[2])
     assert after == before, f"the test changed torch's (dtype, grad, deterministic) from {before} to {after}"
+
+
+@pytest.fixture
+def pathline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process, inside a folder of its own: (code, stdout, stderr)."""
+    from pathline.evals import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pathline", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pathline.evals import cli
 from pathline.evals.images import save_samples
 from pathline.evals.records import RecordFile
 from pathline.samplers import Table, list_adaptive, list_methods
@@ -20,25 +19,6 @@ COMMANDS = {"train", "sweep", "report", "rerun", "stats", "methods", "inspect", 
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def pathline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the command line in this process, inside a folder of its own: (code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pathline", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_help_is_immediate_and_names_every_command() -> None:

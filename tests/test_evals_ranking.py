@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from pathline.evals import cli
 from pathline.evals.moments import Moments
 from pathline.evals.ranking import default_grids, default_methods, rank, spectrum_of
 from pathline.evals.settings import Spec, SweepSettings, parse_spec
@@ -23,25 +21,6 @@ METHODS = ("ddim", "dpm++", "unipc:order=2", "ipndm:order=3", "heun", "ghvb")
 GRIDS = ("time", "logsnr", "karras")
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def pathline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the command line in this process, inside a folder of its own: (code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pathline", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def spearman(a: list[float], b: list[float]) -> float:

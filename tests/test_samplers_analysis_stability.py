@@ -122,11 +122,10 @@ def end_of_run(found: Stability, steps: int, z: float) -> float:
     return float(out)
 
 
-@pytest.mark.parametrize(("name", "options"), stable_methods(), ids=str)
+# SA's default draws noise in a window of its nodes only, so that its map changes on the way
+@pytest.mark.parametrize(("name", "options"), [c for c in stable_methods() if c[0] != "sa" or "tau" in c[1]], ids=str)
 def test_actual_runs_follow_the_characteristic_polynomial(name: str, options: dict[str, Any]) -> None:
     """All roots at once: runs of n, n − 1, … steps satisfy the recurrence that the roots belong to."""
-    if name == "sa" and "tau" not in options:
-        pytest.skip("draws noise in a window of its nodes only: the map changes on the way")
     found = stability(name, **options)
     for z in (-0.15, 0.1):
         polynomial = np.poly(found.roots(z)).real

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..methods.butcher import BUTCHER
 from ..registry import Reference
 from .monitor import Monitor, check_tolerances, error_norm
 from .problem import Problem
@@ -123,15 +124,8 @@ FEHLBERG = Reference(
     year=1969,
     venue="NASA Technical Report R-315",
 )
-HEUN_EULER = Reference(
-    key="hairer1993solving",
-    authors="Hairer, E. and Nørsett, S. P. and Wanner, G.",
-    title="Solving Ordinary Differential Equations I",
-    year=1993,
-    venue="Springer",
-)
 for _name, _summary, _reference in (
-    ("adaptive_heun", "Heun–Euler pair of order 2(1), two calls per step.", HEUN_EULER),
+    ("adaptive_heun", "Heun–Euler pair of order 2(1), two calls per step.", BUTCHER),
     ("fehlberg2", "Fehlberg's pair of order 2(1).", FEHLBERG),
     ("bosh3", "Bogacki–Shampine pair of order 3(2), three calls per step.", BOGACKI_SHAMPINE),
     ("dopri5", "Dormand–Prince pair of order 5(4), six calls per step.", DORMAND_PRINCE),
