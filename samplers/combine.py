@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .table import Terms
 
+_ONE = 1e-15  # rounding of two coefficients whose sum is 1
+
 
 class Combiner:
     """Evaluates Σ coefficient·value for one device; array coefficients are moved there once."""
@@ -37,8 +39,12 @@ class Combiner:
         x = values[value]
         if isinstance(c, np.ndarray):
             return x * self._array(c, x), terms[1:]
-        if c == 1.0 and len(terms) > 1 and not isinstance(terms[1][1], np.ndarray):
-            return torch.add(x, values[terms[1][0]], alpha=terms[1][1]), terms[2:]
+        if len(terms) > 1 and not isinstance(terms[1][1], np.ndarray):
+            other, d = terms[1]
+            if c == 1.0:
+                return torch.add(x, values[other], alpha=d), terms[2:]
+            if len(terms) == 2 and abs(c + d - 1.0) < _ONE:
+                return torch.lerp(x, values[other], d), ()
         return x * c, terms[1:]
 
     def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:

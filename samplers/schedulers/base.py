@@ -383,6 +383,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
             stepper = self._enter(timestep)
             if self._led is not None and sample is self._led[1]:
                 sample = self._led[0]
+        self.pred_original_sample = None  # its memory is free for the next one
         previous, data = stepper.advance(model_output, sample, generator)
         self._step_index = stepper.index
         self.pred_original_sample = data

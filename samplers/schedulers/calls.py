@@ -13,6 +13,7 @@ from ..border import row_conversions
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
 from .data_range import Rule
+from .passes import inlined, passes, unit_first, without
 
 _SAME = 1e-9  # two coefficients computed from the same levels
 
@@ -32,7 +33,9 @@ class Call(NamedTuple):
     ----------
     level : where the network is called
     query, output : values
-    convert : (c_x, c_out), output value = c_x·query + c_out·network output, or ·data where the plan has a rule
+    stored : whether anything reads the output value; else the updates read RAW
+    convert : (c_x, c_out), output value = c_x·query + c_out·RAW, which is the network's output, or the data prediction
+        where the plan has a rule
     data : (c_x, c_out) giving the data prediction from the network output, before a rule of the plan; None where the
         output value is it, () where it is undefined
     draws, updates : executed in order
@@ -43,6 +46,7 @@ class Call(NamedTuple):
     level: Level
     query: int
     output: int
+    stored: bool
     convert: tuple[float, float]
     data: tuple[float, ...] | None
     draws: tuple[Draw, ...]
@@ -109,7 +113,14 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
         frees = tuple(v for k in range(place if calls else 0, after) for v in table.last_uses[k])
         data = _data(row, prediction, sign, rule)
         convert = (c_x, c_out if rule is not None else sign * c_out)
-        calls.append(Call(row.level, row.query, row.output, convert, data, draws, updates, frees, returns))
+        updates = inlined(updates, set(frees))
+        stored = row.output not in frees or data is None
+        if not stored:
+            spared = without(updates, row.output, row.query, convert)
+            stored = passes(spared) > passes(updates) + (convert[0] != 0.0) + (convert[1] != 1.0)
+            updates = updates if stored else spared
+        updates = tuple(Update(u.target, unit_first(u.terms)) for u in updates)
+        calls.append(Call(row.level, row.query, row.output, stored, convert, data, draws, updates, frees, returns))
     return Plan(table, _operations(table, 0, places[0])[1], tuple(calls), rule)
 
 
@@ -120,13 +131,8 @@ def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], 
         if row.estimate is not None and row.output is not None:
             updates.append(Update(row.output, row.estimate))
         draws += [Draw(z, k, slot) for slot, z in enumerate(row.noises) if z >= 0]
-        updates += [Update(u.target, _unit_first(u.terms)) for u in row.updates]
+        updates += row.updates
     return tuple(draws), tuple(updates)
-
-
-def _unit_first(terms: Terms) -> Terms:
-    """A term with coefficient 1 in front spares the combiner one pass over the memory."""
-    return tuple(sorted(terms, key=lambda term: isinstance(term[1], np.ndarray) or term[1] != 1.0))
 
 
 def _data(row: Row, prediction: str, sign: float, rule: Rule | None) -> tuple[float, ...] | None:

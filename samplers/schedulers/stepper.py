@@ -12,6 +12,7 @@ from ..combine import Combiner, affine
 from ..keyed_noise import keyed_normal, seed_of
 from ..table import Update
 from .calls import Plan
+from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -90,6 +91,7 @@ class Stepper:
         self._rounded = False
         self._version: int | None = None
         self._combine: Combiner | None = None
+        self._idle: list[int] = []  # values that nothing reads any more
 
     @property
     def finished(self) -> bool:
@@ -121,24 +123,29 @@ class Stepper:
             combine = self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
-        query = values[call.query]
+        query, idle, rule = values[call.query], self._idle, self.plan.rule
         dtype = output.dtype
-        wide = output if dtype == query.dtype else output.to(query.dtype)
-        if self.plan.rule is None:
-            stored = affine(query, wide, *call.convert)
-            data = stored if call.data is None else affine(query, wide, *call.data) if call.data else None
-        else:
-            assert call.data is not None
-            data = self.plan.rule(affine(query, wide, *call.data))
-            stored = affine(query, data, *call.convert)
-        values[call.output] = stored
+        raw = output if dtype == query.dtype else output.to(query.dtype)
+        if rule is not None and call.data is not None:
+            raw = data = rule(affine(query, raw, *call.data))
+        values[RAW] = raw
+        if call.stored:
+            _release(values, idle)
+            stored = affine(query, raw, *call.convert)
+            # a compiled network may write its next output over this one
+            values[call.output] = stored.clone() if stored is output else stored
+        if rule is None:
+            data = values[call.output] if call.data is None else affine(query, raw, *call.data) if call.data else None
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
+            _release(values, idle)
             values[target] = combine(terms, values)
         state = values[call.returns]
-        for value in call.frees:
+        del values[RAW]
+        for value in idle:
             values.pop(value, None)
+        self._idle = list(call.frees)
         self._rounded = state.dtype != dtype
         if self._rounded:
             state, data = state.to(dtype), data if data is None else data.to(dtype)
@@ -169,6 +176,15 @@ class Stepper:
             self.values[query] = state + (sample.to(wide) - handed.to(wide))
 
 
+def _release(values: dict[int, Tensor], idle: list[int]) -> None:
+    """Let one idle value go just before another of its size is made.
+
+    On the host the allocator gives larger holes back to the system, and every page of them would have to be had anew.
+    """
+    if idle:
+        values.pop(idle.pop(), None)
+
+
 def changes_of(tensor: Tensor) -> int | None:
     """How often a tensor was changed in place; None where it does not tell, 0 while a compiler traces the loop."""
     if torch.compiler.is_compiling():
@@ -184,7 +200,7 @@ class LiveRegisters(list[Tensor | None]):
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
-        self._keys = [key for key in stepper.values if key != stepper.next_query]
+        self._keys = [key for key in stepper.values if key != stepper.next_query and key not in stepper._idle]
         super().__init__(stepper.values[key] for key in self._keys)
 
     def __setitem__(self, place: Any, value: Any) -> None:
