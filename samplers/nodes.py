@@ -124,7 +124,11 @@ class Nodes:
         return bool(self.anchor.any())
 
     def between(self, lam: float) -> Level:
-        """The point of the path at half log-SNR `lam`, for stages between nodes.
+        """The point of the path at half log-SNR `lam`, for stages between nodes; errors as `between_all`."""
+        return self.between_all(np.array([lam]))[0]
+
+    def between_all(self, lams: Array) -> list[Level]:
+        """As `between` for many stages at once, which costs little more than one.
 
         Raises
         ------
@@ -133,16 +137,18 @@ class Nodes:
         """
         self._refuse_bridge()
         if self.path is not None:
-            return self._on_path(times_at(self.path, np.array([lam])))[0]
+            return self._on_path(times_at(self.path, lams))
         if self.family is None:
             raise ValueError(
                 "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
                 "(signal + noise = 1) nor VE (signal = 1); pass path=..."
             )
-        signal, noise = _family_point(self.family, lam)
-        level = Level(self._interpolated_label(lam), signal, noise, clock=signal)
         known = self.family == "linear" and not self._given_rates
-        return level._replace(signal_rate=1.0, noise_rate=-1.0) if known else level
+        rates = (1.0, -1.0) if known else (None, None)
+        points = [(float(lam), *_family_point(self.family, float(lam))) for lam in lams]
+        return [
+            Level(self._interpolated_label(lam), signal, noise, *rates, clock=signal) for lam, signal, noise in points
+        ]
 
     def at_clock(self, clock: float) -> Level:
         """The point of the path at a time between two nodes' `clock`, for stages of methods that step in time.
@@ -161,7 +167,7 @@ class Nodes:
             return self._on_path(self._path_time_of_label(clocks) if self._given_rates else clocks)
         if self.family != "linear" or self._given_rates:
             raise ValueError("points between nodes at given times need the path; pass path=... to Nodes")
-        return [self.between(float(lam)) for lam in np.log(clocks) - np.log1p(-clocks)]
+        return self.between_all(np.log(clocks) - np.log1p(-clocks))
 
     def _refuse_bridge(self) -> None:
         if self.is_bridge:

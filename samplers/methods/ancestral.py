@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
 
 from ..nodes import Level, Nodes
 from ..program import Linear, Program
@@ -33,12 +36,17 @@ def _with_noise(program: Program, x: Linear, fresh: float) -> Linear:
     return program.let(x + fresh * program.noise() if fresh > 0 else x)
 
 
-def _inner(nodes: Nodes, i: int, down: float, r: float) -> Level | None:
-    """The stage at fraction r in λ between node i and the level reached deterministically; None where infinite."""
-    start, end = nodes.level(i), nodes.level(i + 1)
-    if start.signal == 0.0 or end.noise == 0.0 or down == 0.0:
-        return None
-    return nodes.between(start.lam + r * (log(end.signal / down) - start.lam))
+def _stages(nodes: Nodes, reached: Sequence[float], r: float) -> list[Level | None]:
+    """For each step the stage at fraction r in λ between its start and the noise reached; None where infinite."""
+    ratios = [noise / end for noise, end in zip(reached, nodes.signal[1:], strict=True)]
+    finite = [i for i, ratio in enumerate(ratios) if nodes.signal[i] > 0.0 and ratio > 0.0]
+    starts, ends = nodes.lam[finite], -np.log([ratios[i] for i in finite])
+    found = dict(zip(finite, nodes.between_all(starts + r * (ends - starts)), strict=True))
+    return [found.get(i) for i in range(nodes.steps)]
+
+
+def _splits(nodes: Nodes, eta: float) -> list[tuple[float, float]]:
+    return [split(nodes.level(i), nodes.level(i + 1), eta) for i in range(nodes.steps)]
 
 
 @register(
@@ -67,10 +75,10 @@ def dpm2(nodes: Nodes, *, r: float = 0.5, eta: float = 0.0) -> Table:
     check_range("dpm2", "eta", eta, 0, 1)
     program = Program(nodes)
     x = program.state
-    for i in range(nodes.steps):
+    splits = _splits(nodes, eta)
+    for i, stage in enumerate(_stages(nodes, [down for down, _ in splits], r)):
         start, end = nodes.level(i), nodes.level(i + 1)
-        down, fresh = split(start, end, eta)
-        stage = _inner(nodes, i, down, r)
+        down, fresh = splits[i]
         if stage is None:
             x = _with_noise(program, _toward(x, program.query(x, i), start, end, down), fresh)
             continue
@@ -95,10 +103,10 @@ def dpmpp_2s_ancestral(nodes: Nodes, *, eta: float = 1.0) -> Table:
     check_range("dpm++-2s-ancestral", "eta", eta, 0)
     program = Program(nodes)
     x = program.state
-    for i in range(nodes.steps):
+    splits = _splits(nodes, eta)
+    for i, stage in enumerate(_stages(nodes, [down for down, _ in splits], 0.5)):
         start, end = nodes.level(i), nodes.level(i + 1)
-        down, fresh = split(start, end, eta)
-        stage = _inner(nodes, i, down, 0.5)
+        down, fresh = splits[i]
         data = program.query(x, i)
         if stage is not None:
             data = program.query(_toward(x, data, start, stage, stage.noise), stage)
@@ -121,9 +129,8 @@ def dpmpp_sde_single(nodes: Nodes, *, eta: float = 1.0, r: float = 0.5) -> Table
         raise ValueError(f"r={r!r} is not possible for dpm++-sde-single; allowed: above 0, at most 1")
     program = Program(nodes)
     x = program.state
-    for i in range(nodes.steps):
+    for i, stage in enumerate(_stages(nodes, nodes.noise[1:].tolist(), r)):
         start, end = nodes.level(i), nodes.level(i + 1)
-        stage = _inner(nodes, i, end.noise, r)
         data = program.query(x, i)
         if stage is not None:
             down, fresh = split(start, stage, eta)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
 from typing import Any
 
 import numpy as np
@@ -105,11 +104,12 @@ def runge_kutta(
         return _in_time(nodes, scheme, lower_order_final)
     program = Program(nodes)
     x = program.state
+    stages = _in_ratio(nodes, scheme)
     for i in range(nodes.steps):
-        if needs_data_step(nodes, i):
-            x, _ = data_step(program, nodes, i, x)
+        if i in stages:
+            x = _ratio_step(program, x, i, scheme, stages[i])
         else:
-            x = _ratio_step(program, x, i, scheme)
+            x, _ = data_step(program, nodes, i, x)
     return program.finish(x)
 
 
@@ -145,19 +145,21 @@ def _below(row: list[float], i: int) -> list[float]:
     return row[:i] if len(row) > i and not any(row[i:]) else row
 
 
-def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau) -> Linear:
+def _in_ratio(nodes: Nodes, scheme: Tableau) -> dict[int, list[Level]]:
+    """The stages of all steps whose ends have a finite noise/signal."""
+    steps = [i for i in range(nodes.steps) if not needs_data_step(nodes, i)]
+    starts, ends = nodes.noise[steps] / nodes.signal[steps], nodes.noise[1:][steps] / nodes.signal[1:][steps]
+    return _stages(nodes, steps, scheme, lambda c: nodes.between_all(-np.log(starts + c * (ends - starts))))
+
+
+def _ratio_step(program: Program, x: Linear, i: int, scheme: Tableau, stages: list[Level]) -> Linear:
     """x/signal in noise/signal, from node i to node i + 1."""
-    nodes = program.nodes
-    start, end = nodes.level(i), nodes.level(i + 1)
-    low, high = start.noise / start.signal, end.noise / end.signal
+    start, end = program.nodes.level(i), program.nodes.level(i + 1)
+    span = end.noise / end.signal - start.noise / start.signal
 
     def state(level: Level, weights: Sequence[float], slopes: list[Linear]) -> Linear:
-        return (level.signal / start.signal) * x + (level.signal * (high - low)) * dot(weights, slopes)
+        return (level.signal / start.signal) * x + (level.signal * span) * dot(weights, slopes)
 
-    def at_ratio(ratio: float) -> Level:
-        return nodes.between(-log(ratio))
-
-    stages = [_place(nodes, i, c, at_ratio, low + c * (high - low)) for c in scheme.c]
     slopes: list[Linear] = []
     for level, row in zip(stages, scheme.a, strict=True):
         slopes.append(program.query(state(level, row, slopes), level, "noise"))
@@ -168,21 +170,27 @@ def _in_time(nodes: Nodes, scheme: Tableau, lower_order_final: bool) -> Table:
     program = Program(nodes)
     x = program.state
     touches_end = max(scheme.c) > 1 - 1e-12
+    steps = list(range(nodes.steps))
+    starts, spans = nodes.clock[:-1], np.diff(nodes.clock)
+    stages = _stages(nodes, steps, scheme, lambda c: nodes.at_clocks(starts + c * spans))
     for i in range(nodes.steps):
-        start, span = nodes.clock[i], nodes.clock[i + 1] - nodes.clock[i]
+        span = spans[i]
         if nodes.noise[i + 1] == 0.0 and lower_order_final and touches_end:
             x = program.let(x + span * program.query(x, i, "velocity"))
             continue
         slopes: list[Linear] = []
-        for c, row in zip(scheme.c, scheme.a, strict=True):
-            level = _place(nodes, i, c, nodes.at_clock, start + c * span)
+        for level, row in zip(stages[i], scheme.a, strict=True):
             slopes.append(program.query(x + span * dot(row, slopes), level, "velocity"))
         x = program.let(x + span * dot(scheme.b, slopes))
     return program.finish(x, frame="velocity")
 
 
-def _place(nodes: Nodes, i: int, c: float, point: Callable[[float], Level], where: float) -> Level:
-    """The level at fraction c of step i, `point(where)` inside; the ends are the nodes themselves."""
-    if abs(c) < 1e-12:
-        return nodes.level(i)
-    return nodes.level(i + 1) if abs(c - 1) < 1e-12 else point(where)
+def _stages(
+    nodes: Nodes, steps: list[int], scheme: Tableau, inside: Callable[[float], list[Level]]
+) -> dict[int, list[Level]]:
+    """The levels of the stages of `steps`: `inside(c)` at fraction c of each, at the ends the nodes themselves."""
+    at: dict[float, list[Level]] = {}
+    for c in {float(c) for c in scheme.c}:
+        whole = round(c) if abs(c - round(c)) < 1e-12 else None
+        at[c] = inside(c) if whole is None else [nodes.level(i + whole) for i in steps]
+    return {i: [at[float(c)][k] for c in scheme.c] for k, i in enumerate(steps)}

@@ -91,8 +91,9 @@ def singlestep(nodes: Nodes, orders: Sequence[int], scheme: Scheme, stages: Sequ
     spans = _spans(nodes, plan)
     program = Program(nodes)
     x, start = program.state, 0
+    between = _between(nodes, plan, stages) if len(plan) == nodes.steps else None
     for p, width in zip(plan, spans, strict=True):
-        inner = [nodes.level(start + k) for k in range(1, p)] if width > 1 else _inside(nodes, start, p, stages)
+        inner = between[start] if between else [nodes.level(start + k) for k in range(1, p)]
         x = _step(program, x, [nodes.level(start), *inner, nodes.level(start + width)], scheme)
         start += width
     return program.finish(x)
@@ -118,10 +119,16 @@ def _spans(nodes: Nodes, plan: list[int]) -> list[int]:
     return [1] * len(plan) if len(plan) == nodes.steps else plan
 
 
-def _inside(nodes: Nodes, start: int, p: int, stages: Sequence[float] | None) -> list[Level]:
-    low, high = nodes.lam[start], nodes.lam[start + 1]
-    fractions = [k / p for k in range(1, p)] if stages is None or p == 1 else stages
-    return [nodes.level(start + 1) if c == 1 else nodes.between(float(low + (high - low) * c)) for c in fractions]
+def _between(nodes: Nodes, plan: list[int], stages: Sequence[float] | None) -> list[list[Level]]:
+    """The stages of steps from node to node, which have order 1 where their length is infinite."""
+    fractions = [[k / p for k in range(1, p)] if stages is None or p == 1 else list(stages) for p in plan]
+    lams = [nodes.lam[i] + (nodes.lam[i + 1] - nodes.lam[i]) * np.array(row) for i, row in enumerate(fractions) if row]
+    found = iter(nodes.between_all(np.concatenate(lams)) if lams else ())
+    levels = [[next(found) for _ in row] for row in fractions]
+    return [
+        [nodes.level(i + 1) if c == 1 else level for c, level in zip(fractions[i], row, strict=True)]
+        for i, row in enumerate(levels)
+    ]
 
 
 def _step(program: Program, x: Linear, levels: list[Level], scheme: Scheme) -> Linear:

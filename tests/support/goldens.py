@@ -236,10 +236,13 @@ class StoredStages(Nodes):
         super().__init__(nodes.signal, nodes.noise, nodes.time)
         self.stored = g["eval_alpha"], g["eval_sigma"]
 
-    def between(self, lam: float) -> Level:
+    def between_all(self, lams: np.ndarray) -> list[Level]:
         signal, noise = self.stored
-        nearest = int(np.argmin(np.abs(np.log(signal / noise) - lam)))
-        return super().between(lam)._replace(signal=float(signal[nearest]), noise=float(noise[nearest]))
+        nearest = [int(np.argmin(np.abs(np.log(signal / noise) - lam))) for lam in lams]
+        return [
+            level._replace(signal=float(signal[k]), noise=float(noise[k]))
+            for k, level in zip(nearest, super().between_all(lams), strict=True)
+        ]
 
 
 def sit_path(name: str) -> GaussianPath:
