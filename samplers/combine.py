@@ -34,13 +34,13 @@ class Combiner:
         return total
 
     def _start(self, terms: Terms, values: Mapping[int, Tensor]) -> tuple[Tensor, Terms]:
-        """The first term, or the first two in one operation where the first coefficient is 1."""
+        """The first term, or the first two in one operation where their coefficients allow it."""
         value, c = terms[0]
         x = values[value]
         if isinstance(c, np.ndarray):
             return x * self._array(c, x), terms[1:]
-        if len(terms) > 1 and not isinstance(terms[1][1], np.ndarray):
-            other, d = terms[1]
+        other, d = terms[1] if len(terms) > 1 else (value, None)
+        if isinstance(d, float):
             if c == 1.0:
                 return torch.add(x, values[other], alpha=d), terms[2:]
             if len(terms) == 2 and abs(c + d - 1.0) < _ONE:

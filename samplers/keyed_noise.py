@@ -57,19 +57,41 @@ def keyed_normal(
     Tensor, shape (B, *shape)
     """
     index = torch.as_tensor(samples, dtype=torch.int64, device=device)
+    shared = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
+    return normals(sample_keys(index, _signed(shared)), shape, dtype)
+
+
+def noise_keys(seed: int, rows: Tensor, slots: Tensor) -> Tensor:
+    """What all samples of a run share in their keys at rows and slots, int64 tensors of one shape."""
+    return _mix_tensor(_mix_tensor((rows + 2) * _signed(_GAMMA) + _signed(_mix(seed))) ^ _mix_tensor(slots + 1))
+
+
+def sample_keys(index: Tensor, shared: int | Tensor) -> Tensor:
+    """Keys of samples (B,) from the part they share, an integer or an int64 tensor that broadcasts with (B,)."""
+    return _mix_tensor(_mix_tensor(index * _signed(_GAMMA)) ^ shared)
+
+
+def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Standard normals (B, *shape) from keys (B,): one stream for each key."""
     count = math.prod(shape)
     half = (count + 1) // 2
-    base = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
-    keys = _mix_tensor(_mix_tensor(index * _signed(_GAMMA)) ^ _signed(base))
-    steps = torch.arange(1, half + 1, device=index.device, dtype=torch.int64) * _signed(_GAMMA)
-    bits = _mix_tensor(keys[:, None] + steps[None, :])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    high = (bits >> 32) & 0xFFFFFFFF
-    low = bits & 0xFFFFFFFF
-    radius = torch.sqrt(-2.0 * torch.log(_unit(high, wide)))
-    angle = (2.0 * math.pi) * _unit(low, wide)
-    normals = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-    return normals[:, :count].reshape(len(index), *shape).to(dtype)
+    place = torch.arange(count if torch.compiler.is_compiling() else half, device=keys.device)
+    if torch.compiler.is_compiling():  # one kernel without a concatenation, which torch 2.13 miscompiles on the host
+        first = place < half
+        radius, angle = _polar(keys, torch.where(first, place, place - half), wide)
+        drawn = radius * torch.where(first, torch.cos(angle), torch.sin(angle))
+    else:
+        radius, angle = _polar(keys, place, wide)
+        drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+    return drawn.reshape(len(keys), *shape).to(dtype)
+
+
+def _polar(keys: Tensor, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Radius and angle (B, n) of Box–Muller pairs at places (n,) of the streams of keys (B,)."""
+    bits = _mix_tensor(keys[:, None] + (place + 1) * _signed(_GAMMA))
+    radius = torch.sqrt(-2.0 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF, dtype)))
+    return radius, (2.0 * math.pi) * _unit(bits & 0xFFFFFFFF, dtype)
 
 
 def _unit(integers: Tensor, dtype: torch.dtype) -> Tensor:

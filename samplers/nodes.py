@@ -143,11 +143,11 @@ class Nodes:
                 "points between nodes are needed, but the nodes are neither VP (signal² + noise² = 1), linear "
                 "(signal + noise = 1) nor VE (signal = 1); pass path=..."
             )
-        known = self.family == "linear" and not self._given_rates
-        rates = (1.0, -1.0) if known else (None, None)
+        rate = 1.0 if self.family == "linear" and not self._given_rates else None
         points = [(float(lam), *_family_point(self.family, float(lam))) for lam in lams]
         return [
-            Level(self._interpolated_label(lam), signal, noise, *rates, clock=signal) for lam, signal, noise in points
+            Level(self._interpolated_label(lam), signal, noise, rate, rate and -rate, clock=signal)
+            for lam, signal, noise in points
         ]
 
     def at_clock(self, clock: float) -> Level:

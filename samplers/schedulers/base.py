@@ -52,7 +52,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
         For every method and both families; goes before clip_sample. What a method stores is computed again from that
         data, see `samplers.thresholding` (stock DDIM with `use_clipped_model_output=True`).
     pathline : dict, optional
-        {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu"}, see `Settings`.
+        {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused"}, see `Settings`.
 
     Raises
     ------
@@ -313,7 +313,7 @@ class PathlineScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):
                 "pass them through scale_model_input, and this one does not; leave afs out"
             )
         self._step_index = index
-        self._stepper = Stepper(plan, index, StepNoise(self._seed, self._offset))
+        self._stepper = Stepper(plan, index, StepNoise(self._seed, self._offset), compiled.fused(index))
         return self._stepper
 
     def _obey_sigmas(self, compiled: Compiled) -> Compiled:

@@ -15,6 +15,7 @@ from ..table import Table
 from .calls import Plan, compile_plan
 from .data_range import Rule
 from .family import Family, Schedule, Singles
+from .fused import FusedPlan, can_fuse
 from .late_start import full_table, late_table
 from .settings import Settings
 
@@ -41,6 +42,7 @@ class Compiled:
     sigmas: Singles
     rule: Rule | None = None
     plans: dict[int, Plan] = field(default_factory=dict)
+    fusions: dict[int, FusedPlan] = field(default_factory=dict)
 
     @staticmethod
     def build(family: Family, schedule: Schedule, settings: Settings, rule: Rule | None = None) -> Compiled:
@@ -83,6 +85,14 @@ class Compiled:
             table = late_table(build, self.schedule, [call.level for call in calls[index:]])
             self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign, self.rule)
         return self.plans[index]
+
+    def fused(self, index: int) -> FusedPlan | None:
+        """The same plan with compiled calls, where the settings ask for them and the plan allows it."""
+        if not self.settings.fused or not can_fuse(self.plan(index)):
+            return None
+        if index not in self.fusions:
+            self.fusions[index] = FusedPlan(self.plan(index))
+        return self.fusions[index]
 
     def find(self, timestep: Any, shown: Tensor) -> int:
         """The call that a timestep belongs to.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from pathline.interpolants import unknown_name
 
 from ..adaptive import list_adaptive
 from ..grids import list_grids
 from ..registry import COMMON_OPTIONS, method_info
+from ..transforms import AnalyticStart
 
-_KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu")
+_KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused")
 DEFAULT_METHOD = "dpm++"
 
 
@@ -25,7 +29,8 @@ class Settings:
     method : str
         A name of `list_methods()`.
     options : dict
-        Options of the method, and afs.
+        Options of the method, heavy_ball and afs; {"mean": ..., "variance": ...} for afs is an `AnalyticStart`, which
+        the config of a scheduler cannot hold.
     grid : str, tuple of path times, or None
         None: the spacing, shift and Karras/exponential/beta switches of the diffusers config. Else a name of
         `list_grids()`, or increasing path times from 0 to 1; the shift is then not applied.
@@ -36,6 +41,8 @@ class Settings:
         Sigmas given to `set_timesteps` are used untouched, as distilled models need.
     mu : float or None
         Shift used where `use_dynamic_shifting` is on and the pipeline sends no mu.
+    fused : bool
+        Execute each row as one function compiled by `torch.compile`: one kernel, after seconds of compilation.
     """
 
     method: str = DEFAULT_METHOD
@@ -45,6 +52,7 @@ class Settings:
     seed: int | None = None
     exact_sigmas: bool = False
     mu: float | None = None
+    fused: bool = False
 
 
 def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Settings:
@@ -60,12 +68,14 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
     Raises
     ------
     ValueError
-        Unknown keys, method, options or grid, each with the nearest valid names; a method without a table.
+        Unknown keys, method, options or grid, each with the nearest valid names; a method without a table; values
+        that a config file cannot hold.
     """
     given = dict(given or {})
-    for key in given:
+    for key, value in given.items():
         if key not in _KEYS:
             raise unknown_name("key of the scheduler setting 'pathline'", key, _KEYS)
+        _check_json(key, value)
     merged = {**defaults, **given}
     method = str(merged.get("method", DEFAULT_METHOD))
     if method in list_adaptive():
@@ -80,6 +90,8 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
     for key in options:
         if key not in info.options and key not in COMMON_OPTIONS:
             raise unknown_name(f"option of method {info.name!r}", key, [*info.options, *COMMON_OPTIONS])
+    if isinstance(options.get("afs"), Mapping):
+        options["afs"] = _analytic_start(options["afs"])
     mu = merged.get("mu")
     return Settings(
         method=info.name,
@@ -89,7 +101,28 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
         seed=_seed(merged.get("seed")),
         exact_sigmas=bool(merged.get("exact_sigmas", False)),
         mu=None if mu is None else float(mu),
+        fused=bool(merged.get("fused", False)),
     )
+
+
+def _check_json(key: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{key}={value!r} of the scheduler setting 'pathline' cannot be saved in a config file ({error}); give "
+            "numbers, text, lists and dicts, or use pathline.samplers.sample(...)"
+        ) from None
+
+
+def _analytic_start(given: Mapping[str, Any]) -> AnalyticStart:
+    known = ("mean", "variance")
+    for key in given:
+        if key not in known:
+            raise unknown_name("key of option 'afs'", key, known)
+    # without a mean the data are centred: no pipeline supplies one at run time
+    values = {key: np.array(value, dtype=np.float64) for key, value in ({"mean": 0.0} | dict(given)).items()}
+    return AnalyticStart(**{key: value if value.ndim else float(value) for key, value in values.items()})
 
 
 def _grid(grid: Any) -> str | tuple[float, ...] | None:

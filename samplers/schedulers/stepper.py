@@ -11,7 +11,8 @@ from torch import Tensor
 from ..combine import Combiner, affine
 from ..keyed_noise import keyed_normal, seed_of
 from ..table import Update
-from .calls import Plan
+from .calls import Call, Plan
+from .fused import FusedPlan
 from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -41,16 +42,21 @@ class StepNoise:
         ValueError
             A list of generators whose length is not the batch size.
         """
-        if self._seeds is None:
-            self._seeds = self._settle(generator, len(like))
-        if len(self._seeds) == 1:
+        seeds = self.settled(generator, len(like))
+        if len(seeds) == 1:
             if self._index is None or len(self._index) != len(like):
                 self._index = torch.arange(self.offset, self.offset + len(like), device=like.device)
-            return _normal(like, self._seeds[0], self._index, row, slot)
+            return _normal(like, seeds[0], self._index, row, slot)
         first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        return torch.cat([_normal(like, seed, first, row, slot) for seed in self._seeds])
+        return torch.cat([_normal(like, seed, first, row, slot) for seed in seeds])
 
-    def _settle(self, generator: Generators, batch: int) -> list[int]:
+    def settled(self, generator: Generators, batch: int) -> list[int]:
+        """The seeds of this run, one or one for each sample; errors as in a draw."""
+        if self._seeds is None:
+            self._seeds = self._seeds_of(generator, batch)
+        return self._seeds
+
+    def _seeds_of(self, generator: Generators, batch: int) -> list[int]:
         if generator is None:
             # from torch's own generator on the host, so that torch.manual_seed fixes the run as in stock schedulers
             return [seed_of(torch.default_generator) if self.seed is None else self.seed]
@@ -74,6 +80,8 @@ class Stepper:
     index : int
         Number of its first call among the scheduler's timesteps.
     noise : StepNoise
+    fused : FusedPlan, optional
+        Executes the calls as compiled functions.
 
     Attributes
     ----------
@@ -83,7 +91,7 @@ class Stepper:
         Number of the next call among the scheduler's timesteps.
     """
 
-    def __init__(self, plan: Plan, index: int, noise: StepNoise) -> None:
+    def __init__(self, plan: Plan, index: int, noise: StepNoise, fused: FusedPlan | None = None) -> None:
         self.plan, self.noise = plan, noise
         self.index, self._position = index, 0
         self.values: dict[int, Tensor] = {}
@@ -92,6 +100,8 @@ class Stepper:
         self._version: int | None = None
         self._combine: Combiner | None = None
         self._idle: list[int] = []  # values that nothing reads any more
+        self._fused = fused
+        self._keys: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -117,15 +127,23 @@ class Stepper:
         prediction before anything is stored; what a row stores as noise or velocity is computed again from the
         result, so that it agrees with the state, see `samplers.thresholding`.
         """
-        call, values = self.plan.calls[self._position], self.values
-        combine = self._combine
-        if combine is None:
-            combine = self._open(output, sample)
+        call = self.plan.calls[self._position]
+        if self._combine is None:
+            self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
-        query, idle, rule = values[call.query], self._idle, self.plan.rule
-        dtype = output.dtype
+        state, data = (self._execute if self._fused is None else self._execute_fused)(call, output, generator)
+        self._returned = state
+        self._position += 1
+        self.index += 1
+        return state, data
+
+    def _execute(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
+        values, combine, rule, idle = self.values, self._combine, self.plan.rule, self._idle
+        assert combine is not None
+        query, dtype = values[call.query], output.dtype
         raw = output if dtype == query.dtype else output.to(query.dtype)
+        data = None
         if rule is not None and call.data is not None:
             raw = data = rule(affine(query, raw, *call.data))
         values[RAW] = raw
@@ -150,17 +168,29 @@ class Stepper:
         if self._rounded:
             state, data = state.to(dtype), data if data is None else data.to(dtype)
             self._version = changes_of(state)
-        self._returned = state
-        self._position += 1
-        self.index += 1
         return state, data
 
-    def _open(self, output: Tensor, sample: Tensor) -> Combiner:
+    def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
+        fused, values = self._fused, self.values
+        assert fused is not None
+        query = values[call.query]
+        if self._keys is None and call.draws:
+            self._keys = fused.keys(self.noise.settled(generator, len(query)), self.noise.offset, query)
+        state, data = fused(self._position, values, output, self._keys)
+        for value in call.frees:
+            values.pop(value, None)
+        self._rounded = query.dtype != output.dtype
+        if self._rounded:
+            self._version = changes_of(state)
+        else:
+            values[call.returns] = state  # one memory with what is handed out, for edits in place
+        return state, data
+
+    def _open(self, output: Tensor, sample: Tensor) -> None:
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self._combine = Combiner(sample.device)
         self.values[0] = sample.to(wide)
         _update(self.plan.lead, self.values, self._combine)
-        return self._combine
 
     def _touched(self, sample: Tensor) -> bool:
         """Whether the tensor handed out may have been changed in place; inference tensors do not tell."""
