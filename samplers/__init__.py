@@ -5,6 +5,7 @@ from .adaptive import AdaptiveError, BrownianPath, adaptive_info, brownian_noise
 from .border import Border
 from .bridge_grids import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
 from .frames import InvariantError, check, propagate, residuals
+from .functions import function_sampler, register_into, sampler_functions
 from .grids import GridInfo, grid_info, list_grids, make_nodes, register_grid, shift_time
 from .guidance import ClassifierFree, Guidance
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
@@ -71,6 +72,7 @@ __all__ = [
     "dot",
     "edm_preconditioned",
     "from_diffusers",
+    "function_sampler",
     "grid_info",
     "heavy_ball",
     "i2sb_nodes",
@@ -85,11 +87,13 @@ __all__ = [
     "propagate",
     "register",
     "register_grid",
+    "register_into",
     "residuals",
     "resshift_nodes",
     "reversed_flow",
     "run",
     "sample",
+    "sampler_functions",
     "scaled_labels",
     "seed_of",
     "shift_time",

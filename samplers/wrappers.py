@@ -108,7 +108,7 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
     -------
     WrappedModel
         Beta family: DiscretePath with the scheduler's alphas_cumprod, label the training index N(1 − t) − 1.
-        Flow family: LinearPath, label N(1 − t), velocity with pathline's sign.
+        Flow family: LinearPath, label N(1 − t) (N·t with invert_sigmas), velocity with pathline's sign.
 
     Raises
     ------
@@ -120,15 +120,16 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
         raise ValueError(f"scheduler must be a diffusers scheduler, got {type(scheduler).__name__}")
     dtype = getattr(network, "dtype", None)
     steps = int(config.get("num_train_timesteps", 1000))
-    if is_flow(config, type(scheduler).__name__):
-        wrapped = reversed_flow(network, float(steps))
+    flow = is_flow(config, type(scheduler).__name__)
+    kind = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
+    if kind not in _DIFFUSERS_PREDICTIONS:
+        raise unknown_name("prediction_type", str(kind), _DIFFUSERS_PREDICTIONS)
+    prediction = _DIFFUSERS_PREDICTIONS[kind]
+    if flow:
+        wrapped = _flow(network, prediction, float(steps), bool(config.get("invert_sigmas")))
     elif getattr(scheduler, "alphas_cumprod", None) is not None:
-        kind = config.get("prediction_type", "epsilon")
-        if kind not in _DIFFUSERS_PREDICTIONS:
-            raise unknown_name("prediction_type", str(kind), _DIFFUSERS_PREDICTIONS)
-        levels = scheduler.alphas_cumprod.double().clamp_min(_ZERO_SNR_FLOOR)  # zero-terminal-SNR schedules end at 0
-        path = DiscretePath(tuple(levels.tolist()))
-        wrapped = discrete_labels(network, path, _DIFFUSERS_PREDICTIONS[kind])
+        path = DiscretePath(_decreasing(scheduler.alphas_cumprod.double().tolist()))
+        wrapped = discrete_labels(network, path, prediction)
     else:
         raise ValueError(
             f"{type(scheduler).__name__} has neither alphas_cumprod nor flow sigmas; "
@@ -136,6 +137,20 @@ def from_diffusers(network: Network, scheduler: Any) -> WrappedModel:
         )
     wrapped.dtype = dtype if isinstance(dtype, torch.dtype) else None
     return wrapped
+
+
+def _flow(network: Network, prediction: str, steps: float, inverted: bool) -> WrappedModel:
+    """Inverted schedules count the signal, and their networks predict data − noise."""
+    if prediction == "velocity" and not inverted:
+        return reversed_flow(network, steps)
+    return WrappedModel(network, LinearPath(), prediction, lambda t: (t if inverted else 1.0 - t) * steps)
+
+
+def _decreasing(powers: list[float]) -> tuple[float, ...]:
+    """ᾱ, index 0 first, with a small number for a terminal 0 or for what diffusers puts in its place."""
+    if powers[-1] <= 0.0 or (len(powers) > 1 and powers[-1] >= powers[-2]):
+        powers = [*powers[:-1], min([_ZERO_SNR_FLOOR, *(0.25 * p for p in powers[-2:-1])])]
+    return tuple(powers)
 
 
 def is_flow(config: Any, class_name: str = "") -> bool:

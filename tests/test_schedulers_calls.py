@@ -1,10 +1,6 @@
 """Call forms, members and refusals that pipelines rely on."""
 
-import ast
 import copy
-import inspect
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,44 +8,9 @@ import pytest
 import torch
 
 from pathline.samplers.schedulers import DDIMScheduler, PathlineScheduler
-from support.schedulers import BETAS, latents, make
+from support.schedulers import BETAS, latents, make, steps_over
 
-
-def helper_of_the_pipelines() -> Any:
-    """`retrieve_timesteps` as the Flux pipeline has it, whose module needs libraries that are not used here."""
-    folder = find_spec("diffusers").submodule_search_locations[0]
-    tree = ast.parse((Path(folder) / "pipelines" / "flux" / "pipeline_flux.py").read_text())
-    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "retrieve_timesteps"]
-    space: dict[str, Any] = {"torch": torch, "inspect": inspect}
-    exec(compile(ast.Module(wanted, []), "pipeline_flux.py", "exec"), space)
-    return space["retrieve_timesteps"]
-
-
-def test_every_call_form_of_set_timesteps_through_the_helper_of_the_pipelines() -> None:
-    retrieve_timesteps = helper_of_the_pipelines()
-    n, sigmas = 6, np.linspace(1.0, 1 / 6, 6)
-    times = (sigmas * 1000).tolist()
-    for config in ({}, {"use_dynamic_shifting": True}):
-        mu = {"mu": 0.7} if config else {}
-        scheduler = PathlineScheduler(**config)
-        for lists in (
-            {},
-            {"sigmas": sigmas},
-            {"sigmas": sigmas.tolist()},
-            {"sigmas": torch.tensor(sigmas)},
-            {"timesteps": times},
-        ):
-            count = None if lists else n
-            shown, number = retrieve_timesteps(scheduler, count, "cpu", **lists, **mu)
-            assert number == n
-            assert shown is scheduler.timesteps
-            assert torch.equal(shown, scheduler.sigmas[:-1] * 1000) or "timesteps" in lists
-        with_zero = np.append(sigmas, 0.0)
-        scheduler.set_timesteps(n, "cpu", times, sigmas, **mu)
-        expected = scheduler.sigmas.clone()
-        scheduler.set_timesteps(sigmas=with_zero, **mu)
-        assert torch.equal(scheduler.sigmas, expected)
-    assert {"timesteps", "sigmas", "mu"} <= set(inspect.signature(scheduler.set_timesteps).parameters)
+FAMILIES = ("betas", "flow")
 
 
 def test_exact_sigmas_are_bit_exact() -> None:
@@ -163,3 +124,41 @@ def test_forward_process_uses_the_level_of_the_timestep(dtype: torch.dtype) -> N
     )
     with pytest.raises(ValueError, match="needs the noise"):
         flow.scale_noise(data, t)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_noise_is_added_on_any_device(device: str, family: str) -> None:
+    scheduler = make(family)
+    data, noise = latents().to(device), latents(3).to(device)
+    scheduler.set_timesteps(5)  # timesteps stay on the host
+    for times in (scheduler.timesteps[:1], scheduler.timesteps[2], scheduler.timesteps[[1, 3]].to(device)):
+        for mixed in (scheduler.add_noise(data, noise, times), scheduler.scale_noise(data, times, noise)):
+            assert mixed.device.type == device
+            assert mixed.shape == data.shape
+    scheduler.set_timesteps(5, device=device)
+    assert scheduler.add_noise(data, noise, scheduler.timesteps[:1].repeat(2)).device.type == device
+    assert scheduler.get_velocity(data, noise, scheduler.timesteps[:2]).device.type == device
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lists", [False, True])
+def test_noise_is_added_at_the_level_of_each_time_given(lists: bool, family: str) -> None:
+    """Not at the level of the run, and whatever it is: before, in and after a run, for every sample its own."""
+    scheduler = make(family, **({"exact_sigmas": True} if lists else {}))
+    if lists:
+        sigmas = np.array([0.9, 0.6, 0.3, 0.1]) * (1.0 if family == "flow" else 5.0)
+        scheduler.set_timesteps(sigmas=sigmas, timesteps=[901.0, 577.0, 313.0, 8.0])
+    else:
+        scheduler.set_timesteps(4)
+    one = torch.ones(4, 3, dtype=torch.float64)
+    order = torch.tensor([2, 0, 3, 1])
+    for _ in range(3):
+        signal = scheduler.add_noise(one, 0 * one, scheduler.timesteps[order])[:, 0]
+        noise = scheduler.add_noise(0 * one, one, scheduler.timesteps[order])[:, 0]
+        ratio = noise if family == "flow" else noise / signal
+        torch.testing.assert_close(ratio, scheduler.sigmas[order].double(), rtol=2e-5, atol=1e-7)
+        total = signal + noise if family == "flow" else signal**2 + noise**2
+        torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64), rtol=1e-6, atol=0)
+        steps_over(scheduler, latents(), scheduler.timesteps[-2:])
+        scheduler._step_index = None

@@ -240,10 +240,11 @@ def test_ddpm_pipeline_equals_sample(cls: type, flow: bool) -> None:
     shown = pipe(
         batch_size=2, num_inference_steps=5, generator=torch.Generator().manual_seed(4), output_type="np"
     ).images
-    start = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
-    ours = sample(
-        from_diffusers(pipe.unet, scheduler), start, method=scheduler.table.method, grid=scheduler.nodes, seed=3
-    )
+    generator = torch.Generator().manual_seed(4)  # the pipeline hands it to `step` as well
+    start = torch.randn(2, 3, 8, 8, generator=generator)
+    method, options = scheduler.table.method, cls.default_pathline.get("options", {})  # type: ignore[attr-defined]
+    network = from_diffusers(pipe.unet, scheduler)
+    ours = sample(network, start, method=method, grid=scheduler.nodes, seed=generator, **options)
     expected = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(shown, expected, atol=2e-4)
 

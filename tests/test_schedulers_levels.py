@@ -1,10 +1,8 @@
 """`from_config` runs on the levels and labels of the stock class, wherever those are sound."""
 
-import importlib
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -13,8 +11,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pathline.evals.agreement.stock import EDM, FLOW, INDEXED, NAMES, VE, VP, _prepared, output, start_and_noises
+from pathline.evals.agreement.stock import EDM, FLOW, INDEXED, NAMES, VP
 from pathline.samplers.schedulers import PathlineScheduler
+from support.stock import pairs_of_states, wide_stock
 
 # stock schedulers hand tensors to numpy in ways it deprecates, and divide by a terminal signal of 0
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning", "ignore::RuntimeWarning")
@@ -65,21 +64,6 @@ def configs(name: str) -> Iterator[dict[str, Any]]:
         for shift, switch, final in itertools.product((1.0, 3.0), (None, *SWITCHES), finals):
             if switch is None or switch in known:
                 yield {**flow, "flow_shift": shift, **final} | ({switch: True} if switch else {})
-
-
-@contextmanager
-def wide_stock(name: str, config: dict[str, Any], powers: torch.Tensor | None) -> Iterator[Any]:
-    """A stock scheduler whose arithmetic is float64, on the given ᾱ (ours are float32 as released)."""
-    cls = getattr(diffusers, name)
-    with _prepared(importlib.import_module(cls.__module__), True, lambda: torch.zeros(())):
-        scheduler = cls(**config)
-        if powers is not None:
-            scheduler.alphas_cumprod = powers.clone()
-            if hasattr(scheduler, "lambda_t"):
-                scheduler.lambda_t = 0.5 * torch.log(powers / (1.0 - powers))
-            if scheduler.config.get("set_alpha_to_one") is False:
-                scheduler.final_alpha_cumprod = powers[0]
-        yield scheduler
 
 
 def stock_levels(name: str, config: dict[str, Any], powers: torch.Tensor | None, steps: int) -> tuple[Array, Array]:
@@ -196,24 +180,9 @@ def test_every_state_of_a_run_is_the_stock_one(
         pytest.skip("wrong in diffusers")
     chosen = {"method": method, "options": options}
     ours = PathlineScheduler.from_config(getattr(diffusers, name)(**config).config, pathline=chosen)
-    ours.set_timesteps(steps)
-    calls = ours._ready().plan(0).calls
-    powers = getattr(ours, "alphas_cumprod", torch.as_tensor(diffusers.DDPMScheduler().alphas_cumprod)).double()
-    kind = config.get("prediction_type", "flow_prediction" if name in FLOW else "epsilon")
-    with wide_stock(name, config, None if name in FLOW else powers) as theirs:
-        theirs.set_timesteps(steps)
-        start = start_and_noises()[0]
-        x, y = start, start / calls[0].level.signal if name in VE else start
-        for k, (call, t) in enumerate(zip(calls, theirs.timesteps, strict=True)):
-            level = call.level
-            if name in VE:
-                theirs.scale_model_input(y, t)
-            seen = y * level.signal if name in VE else y
-            y = theirs.step(output(seen, level.signal, level.noise, kind), t, y, return_dict=False)[0]
-            x = ours.step(output(x, level.signal, level.noise, kind), ours.timesteps[k], x, return_dict=False)[0]
-            signal = calls[k + 1].level.signal if k + 1 < len(calls) else ours.table.end.signal
-            slack = 2e-5 if name.startswith("UniPC") and kind == "flow_prediction" else 1e-9
-            torch.testing.assert_close(x, y * signal if name in VE else y, rtol=slack, atol=slack)
+    slack = 2e-5 if name.startswith("UniPC") and config.get("use_flow_sigmas") else 1e-9
+    for x, y in pairs_of_states(ours, name, config, steps):
+        torch.testing.assert_close(x, y, rtol=slack, atol=slack)
 
 
 def test_settings_that_do_not_act_are_named() -> None:

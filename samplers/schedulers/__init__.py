@@ -8,28 +8,63 @@ Import this module before a pipeline saved with one of these classes is loaded::
 
 from diffusers import SchedulerMixin  # pipelines look it up here when they load one of the classes below
 
-from .base import PathlineScheduler, PathlineSchedulerOutput
+from .base import PathlineScheduler
+from .hub import load_portable, save_portable, write_hub_shim
 from .named import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISScheduler,
     DPMSolverPPScheduler,
+    DPMSolverPPSDEScheduler,
+    DPMSolverPPSinglestepScheduler,
+    ERSDEScheduler,
+    EulerAncestralScheduler,
     EulerScheduler,
     ExponentialAdamsScheduler,
+    GHVBScheduler,
     HeunScheduler,
     IPNDMScheduler,
+    KDPM2AncestralScheduler,
+    KDPM2Scheduler,
+    LMSScheduler,
+    PNDMScheduler,
+    RESMultistepScheduler,
+    RESScheduler,
+    SASolverScheduler,
+    SEEDSScheduler,
     UniPCScheduler,
 )
+from .output import PathlineSchedulerOutput
 
 __all__ = [
     "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISScheduler",
+    "DPMSolverPPSDEScheduler",
     "DPMSolverPPScheduler",
+    "DPMSolverPPSinglestepScheduler",
+    "ERSDEScheduler",
+    "EulerAncestralScheduler",
     "EulerScheduler",
     "ExponentialAdamsScheduler",
+    "GHVBScheduler",
     "HeunScheduler",
     "IPNDMScheduler",
+    "KDPM2AncestralScheduler",
+    "KDPM2Scheduler",
+    "LMSScheduler",
+    "PNDMScheduler",
     "PathlineScheduler",
     "PathlineSchedulerOutput",
+    "RESMultistepScheduler",
+    "RESScheduler",
+    "SASolverScheduler",
+    "SEEDSScheduler",
     "SchedulerMixin",
     "UniPCScheduler",
+    "load_portable",
+    "save_portable",
+    "write_hub_shim",
 ]
 
 for _name in __all__:

@@ -34,10 +34,12 @@ class Request(NamedTuple):
 def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:
     """The arguments of `set_timesteps`, checked; a trailing sigma 0 is dropped, with its timestep.
 
+    Lists count before `steps`.
+
     Raises
     ------
     ValueError
-        No size, lists of different lengths, fewer than one step, or entries that are not finite.
+        No size, lists of different lengths, not a whole number of at least one step, or entries that are not finite.
     """
     labels, levels = _numbers("timesteps", timesteps), _numbers("sigmas", sigmas)
     if levels is not None and len(levels) > 1 and levels[-1] == 0.0:
@@ -49,10 +51,12 @@ def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:
     given = levels if levels is not None else labels
     if given is None and steps is None:
         raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
-    count = int(steps or 0) if given is None else len(given)
-    if count < 1:
-        raise ValueError(f"num_inference_steps={steps!r} is not possible; at least 1 step is needed")
-    return Request(count, labels, levels)
+    if given is not None:  # pipelines send their default number along with a list of the user's
+        return Request(len(given), labels, levels)
+    count = int(steps or 0)
+    if count < 1 or count != steps:
+        raise ValueError(f"num_inference_steps={steps!r} is not possible; a whole number, at least 1 step, is needed")
+    return Request(count)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
@@ -66,10 +70,8 @@ def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
     return tuple(flat.tolist())
 
 
-def refuse_arguments(kwargs: Mapping[str, Any], per_token_timesteps: Tensor | None) -> None:
+def refuse_arguments(kwargs: Mapping[str, Any]) -> None:
     """Raise for arguments of other schedulers, unless they carry the value that changes nothing."""
-    if per_token_timesteps is not None:
-        raise ValueError("per_token_timesteps: every token of a sample must have the same time in this scheduler")
     for key, value in kwargs.items():
         if key not in _HARMLESS or value not in _HARMLESS[key]:
             raise ValueError(

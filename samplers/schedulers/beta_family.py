@@ -53,6 +53,8 @@ class BetaFamily(Family):
         self.path: DiscretePath = path_through(tuple(self.alphas_cumprod.double().tolist()))
         self._log_sigmas = np.log(self.training_sigmas(1.0)[::-1])
         self.prediction = PREDICTIONS[kind]
+        self._blind = self.prediction == "noise" and float(self.betas.max()) >= 1.0
+        self._knots: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.train_steps = self.path.steps
         switched_on(config)
         self.final = final_type(config)
@@ -63,8 +65,21 @@ class BetaFamily(Family):
         Raises
         ------
         ValueError
-            Indices outside the schedule or not decreasing.
+            Indices outside the schedule or not decreasing, a shift by mu, or a first level of signal 0 where the
+            network predicts the noise.
         """
+        if request.mu is not None:
+            raise ValueError(f"mu={request.mu:g} shifts flow schedules; this scheduler has a schedule with betas")
+        schedule = self._scheduled(request, settings)
+        if self._blind and schedule.nodes.lam[0] <= self.path.lambda_min + _SLACK:
+            raise ValueError(
+                "a network that predicts the noise (prediction_type='epsilon') tells nothing of the data at signal 0, "
+                "where this run begins, as with rescale_betas_zero_snr; begin below the first training level "
+                "(timestep_spacing='leading', or timesteps), or use a network of type 'v_prediction' or 'sample'"
+            )
+        return schedule
+
+    def _scheduled(self, request: Request, settings: Settings) -> Schedule:
         given, labels = request.sigmas, request.timesteps
         if given is not None:
             return self._from_sigmas(np.array(given), None if labels is None else np.array(labels))
@@ -100,9 +115,13 @@ class BetaFamily(Family):
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(signal, noise) at training indices, as `label` names them."""
         index = wide(timesteps)
-        knots = torch.as_tensor(self._log_sigmas, device=index.device).to(index.dtype)
+        kind = index.device, index.dtype
+        if kind not in self._knots:  # in-painting asks in every step: copied to the device once
+            self._knots[kind] = torch.as_tensor(self._log_sigmas).to(*kind)
+        knots = self._knots[kind]
         below = index.floor().clamp(0, self.train_steps - 2).long()
-        return self.mix(torch.lerp(knots[below], knots[below + 1], (index - below).clamp(0.0, 1.0)).exp())
+        low, high = knots.take(below), knots.take(below + 1)  # an index of no dimension would be read on the host
+        return self.mix(torch.lerp(low, high, (index - below).clamp(0.0, 1.0)).exp())
 
     def mix(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
         """(signal, noise) of noise/signal."""

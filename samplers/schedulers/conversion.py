@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 
-from ..registry import method_info
 from ..wrappers import is_flow
 from .settings import DEFAULT_METHOD
-from .spacing import levels_of_source, off_switches
+from .spacing import SOLVER_KEYS, ends_of_switches, levels_of_source, off_switches
+from .stock_solver import solver_of
 
 _FLOW_KEYS = ("shift", "base_shift", "time_shift_type")
 _STOCK_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -61,6 +62,12 @@ def complete_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict
         full |= levels_of_source({**full, **given}, "" if source is None else source.__name__)
         if "beta_schedule" in full:  # schedulers older than the key predict the noise
             full.setdefault("prediction_type", "epsilon")
+    elif idle := {key: given[key] for key in SOLVER_KEYS if key in given}:
+        shown = ", ".join(f"{key}={value!r}" for key, value in idle.items())
+        warnings.warn(
+            f"{shown} does not act on a config that has 'pathline' already; pass pathline={{'options': ...}}",
+            stacklevel=3,
+        )
     full |= given
     if full.get("use_flow_sigmas"):
         full.setdefault("shift", full.get("flow_shift", 1.0))
@@ -70,16 +77,26 @@ def complete_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 def with_stock_solver(
     config: Mapping[str, Any], kwargs: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`kwargs` of `from_config` with the order of a stock multistep scheduler's `solver_order`.
+    """`kwargs` of `from_config` with what a stock config says about its solver, see `stock_solver`.
 
     It counts only where the class, and not the user, chooses the method.
+
+    Raises
+    ------
+    ValueError
+        The stock solver has no counterpart.
     """
-    order, given = config.get("solver_order"), dict(kwargs.get("pathline") or {})
-    if order is None or "pathline" in config or "method" in given:
-        return dict(kwargs)
-    if "order" in method_info(defaults.get("method", DEFAULT_METHOD)).options:
-        given["options"] = {"order": order, **(given.get("options") or {})}
-    return {**kwargs, "pathline": given} if given else dict(kwargs)
+    found = {**ends_of_switches(config, kwargs), **kwargs}
+    given = dict(kwargs.get("pathline") or {})
+    if "pathline" in config or "method" in given:
+        return found
+    own = defaults.get("method", DEFAULT_METHOD)
+    method, options = solver_of(config, own, every_key=bool(defaults))
+    if method != own:
+        given["method"] = method
+    if options:
+        given["options"] = {**options, **(given.get("options") or {})}
+    return {**found, "pathline": given} if given else found
 
 
 def _source_of(config: Mapping[str, Any]) -> type | None:

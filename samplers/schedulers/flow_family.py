@@ -64,10 +64,12 @@ class FlowFamily(Family):
         Raises
         ------
         ValueError
-            Sigmas outside (0, 1] or not decreasing.
+            Sigmas outside (0, 1] or not decreasing, or no step.
         """
         given, labels = request.sigmas, request.timesteps
         if given is None and labels is not None and labels[-1] == self.train_steps * self.clean_sigma:
+            if len(labels) == 1:
+                raise ValueError(f"timesteps=[{labels[0]:g}] holds no step: it is the clean end of a flow model")
             labels = labels[:-1]
         if settings.grid is not None and labels is None and (given is None or _is_uniform(given)):
             return self.on_grid(settings, len(given) if given is not None else request.steps)

@@ -17,6 +17,8 @@ class ForwardProcess:
 
     _family: Family
     _compiled: Compiled | None
+    timesteps: Tensor
+    sigmas: Tensor
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """signal·data + noise·ε; timesteps of shape () or (B,)."""
@@ -45,9 +47,9 @@ class ForwardProcess:
         if compiled is None or compiled.schedule.labels is None:
             signal, level = self._family.forward(times)
         else:  # labels that someone set apart from the sigmas: the nearest one counts
-            shown = torch.as_tensor(compiled.timesteps, device=like.device)
+            shown = self.timesteps.to(like.device)
             gap, place = (shown[:, None] - times.reshape(1, -1)).abs().min(0)
-            signal, level = self._family.mix(torch.as_tensor(compiled.sigmas, device=like.device)[place])
+            signal, level = self._family.mix(self.sigmas.to(like.device)[place])
             if compiled.schedule.nominal:
                 own = self._family.forward(times.reshape(-1))
                 signal, level = (torch.where(gap < 1e-3, a, b) for a, b in zip((signal, level), own, strict=True))

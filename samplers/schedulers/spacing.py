@@ -11,8 +11,30 @@ from ..wrappers import is_flow
 
 SOURCE = "_levels_of"
 """Config key that keeps the name of the stock class, since diffusers writes the name of ours over it."""
-HIDDEN_KEYS = ("steps_offset", "use_lu_lambdas", "lambda_min_clipped", "sigma_min", "sigma_max", "set_alpha_to_one")
-"""Stock keys that change levels and are no arguments of our classes."""
+SOLVER_KEYS = (
+    "solver_order",
+    "solver_type",
+    "algorithm_type",
+    "predict_x0",
+    "disable_corrector",
+    "solver_p",
+    "lower_order_final",
+    "euler_at_final",
+    "predictor_order",
+    "corrector_order",
+    "skip_prk_steps",
+    "variance_type",
+)
+HIDDEN_KEYS = (
+    "steps_offset",
+    "use_lu_lambdas",
+    "lambda_min_clipped",
+    "sigma_min",
+    "sigma_max",
+    "set_alpha_to_one",
+    *SOLVER_KEYS,
+)
+"""Stock keys that change levels or choose a solver and are no arguments of our classes."""
 # What a key means to a class that has it; diffusers hands them on to classes that do not, and these ignore them.
 _OFF = {
     "use_karras_sigmas": False,
@@ -113,12 +135,22 @@ def levels_of_source(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if (stops or config.get("set_alpha_to_one") is False) and not is_flow(config):
         found["final_sigmas_type"] = "sigma_min"
     if config.get("interpolation_type", "linear") != "linear":
-        _warn(config, "interpolation_type", "levels are interpolated linearly between the training levels")
+        warn_idle(config, "interpolation_type", "levels are interpolated linearly between the training levels")
     if config.get("timestep_type", "discrete") != "discrete" and config.get("prediction_type") == "v_prediction":
-        _warn(config, "timestep_type", "the network is given training indices, not log(sigma)/4")
+        warn_idle(config, "timestep_type", "the network is given training indices, not log(sigma)/4")
+    if config.get("variance_type") in ("learned", "learned_range"):
+        warn_idle(config, "variance_type", "hand `step` the half of the network's output that is not the variance")
     if callable(config.get("tau_func")):
-        _warn(config, "tau_func", "give the option 'tau' of method 'sa' in 'pathline'")
+        warn_idle(config, "tau_func", "give the option 'tau' of method 'sa' in 'pathline'")
     return found
+
+
+def ends_of_switches(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where runs end after `given` switches of a class that repeats its last level; see `levels_of_source`."""
+    switches = [key for key in given if key in _OFF and key.startswith("use_")]
+    if not switches or config.get(SOURCE) not in _REPEATING or is_flow({**config, **given}):
+        return {}
+    return {"final_sigmas_type": "sigma_min" if switched_on({**config, **given}) is None else "zero"}
 
 
 def switched_on(config: Mapping[str, Any]) -> str | None:
@@ -137,5 +169,8 @@ def switched_on(config: Mapping[str, Any]) -> str | None:
     return kinds[0] if kinds else None
 
 
-def _warn(config: Mapping[str, Any], key: str, instead: str) -> None:
-    warnings.warn(f"{key}={config[key]!r} of the stock config does not act in this scheduler: {instead}", stacklevel=5)
+def warn_idle(config: Mapping[str, Any], key: str, instead: str) -> None:
+    """Warn that `key` of a stock config does not act here, and what happens instead."""
+    value = config[key]
+    shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
+    warnings.warn(f"{key}={shown} of the stock config does not act in this scheduler: {instead}", stacklevel=6)

@@ -127,22 +127,43 @@ class Stepper:
         prediction before anything is stored; what a row stores as noise or velocity is computed again from the
         result, so that it agrees with the state, see `samplers.thresholding`.
         """
+        call = self.begin(output, sample)
+        if self._fused is not None:
+            return self.end(call, *self._execute_fused(call, output, generator))
+        return self.end(call, *self.rounded(call, self.execute(call, output, generator), output.dtype))
+
+    def begin(self, output: Tensor, sample: Tensor) -> Call:
+        """Take over what the pipeline made of the state; returns the call that is due."""
         call = self.plan.calls[self._position]
         if self._combine is None:
             self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
-        state, data = (self._execute if self._fused is None else self._execute_fused)(call, output, generator)
+        return call
+
+    def end(self, call: Call, state: Tensor, data: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Go on to the next call, with `state` in the pipeline's hands."""
+        self._rounded = state is not self.values[call.returns]
+        if self._rounded:
+            self._version = changes_of(state)
         self._returned = state
         self._position += 1
         self.index += 1
         return state, data
 
-    def _execute(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
+    def rounded(self, call: Call, data: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The state that `call` has made, and its data prediction, in the dtype of the network."""
+        state = self.values[call.returns]
+        if state.dtype == dtype:
+            return state, data
+        return state.to(dtype), None if data is None else data.to(dtype)
+
+    def execute(self, call: Call, output: Tensor, generator: Generators) -> Tensor | None:
+        """The call on the registers, one element-wise operation after another; returns the data prediction."""
         values, combine, rule, idle = self.values, self._combine, self.plan.rule, self._idle
         assert combine is not None
-        query, dtype = values[call.query], output.dtype
-        raw = output if dtype == query.dtype else output.to(query.dtype)
+        query = values[call.query]
+        raw = output if output.dtype == query.dtype else output.to(query.dtype)
         data = None
         if rule is not None and call.data is not None:
             raw = data = rule(affine(query, raw, *call.data))
@@ -159,16 +180,10 @@ class Stepper:
         for target, terms in call.updates:
             _release(values, idle)
             values[target] = combine(terms, values)
-        state = values[call.returns]
-        del values[RAW]
-        for value in idle:
+        for value in (RAW, *idle):
             values.pop(value, None)
         self._idle = list(call.frees)
-        self._rounded = state.dtype != dtype
-        if self._rounded:
-            state, data = state.to(dtype), data if data is None else data.to(dtype)
-            self._version = changes_of(state)
-        return state, data
+        return data
 
     def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
         fused, values = self._fused, self.values
@@ -179,10 +194,7 @@ class Stepper:
         state, data = fused(self._position, values, output, self._keys)
         for value in call.frees:
             values.pop(value, None)
-        self._rounded = query.dtype != output.dtype
-        if self._rounded:
-            self._version = changes_of(state)
-        else:
+        if state.dtype == query.dtype:
             values[call.returns] = state  # one memory with what is handed out, for edits in place
         return state, data
 

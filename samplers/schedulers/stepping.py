@@ -1,0 +1,203 @@
+"""The run as a pipeline sees it: position, history, `scale_model_input` and `step`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arguments import refuse_arguments
+from .compiled import Compiled
+from .output import PathlineSchedulerOutput
+from .own_times import SampleRuns, is_uniform
+from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
+from .token_times import TokenRun
+
+if TYPE_CHECKING:
+    from .family import Family
+    from .settings import Settings
+
+
+class Stepping:
+    """The part of a scheduler that `set_timesteps` makes anew."""
+
+    _family: Family
+    _settings: Settings
+    _compiled: Compiled | None
+    _seed: int | None
+    _offset: int
+    _sigmas_shown: tuple[Tensor, int | None]
+    timesteps: Tensor
+    sigmas: Tensor
+
+    def _reset(self) -> None:
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._stepper: Stepper | None = None
+        self._led: tuple[Tensor, Tensor] | None = None  # latents before and after an analytic first step
+        self._runs: SampleRuns | None = None
+        self._tokens: TokenRun | None = None
+        self.pred_original_sample: Tensor | None = None
+
+    def _ready(self) -> Compiled:
+        if self._compiled is None:
+            raise ValueError("call set_timesteps before the run")
+        return self._compiled
+
+    # --- position -----------------------------------------------------------------------------------------
+
+    @property
+    def step_index(self) -> int | None:
+        """Number of the next call; None before the first one."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Call that the run begins with, where the pipeline has set it."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at this entry of `timesteps`: from there on it is a fresh run.
+
+        Raises
+        ------
+        ValueError
+            There is no such entry.
+        """
+        self._begin_index = int(begin_index)
+        if self._compiled is not None:
+            self._compiled.plan(self._begin_index)  # compiled here, outside the loop
+
+    @property
+    def model_outputs(self) -> list[Tensor | None]:
+        """Registers alive besides the state: past outputs, and earlier states; entries may be replaced."""
+        return LiveRegisters(self._stepper) if self._stepper is not None else [None]
+
+    @property
+    def last_sample(self) -> None:
+        """Always None: earlier states are among `model_outputs`."""
+        return None
+
+    @last_sample.setter
+    def last_sample(self, value: Tensor | None) -> None:
+        if value is not None:
+            raise ValueError("last_sample is not kept; replace the entries of model_outputs")
+
+    def _enter(self, timestep: Any) -> Stepper:
+        """Start the run, or start it again where the position was changed from outside."""
+        compiled = self._ready()
+        if self.sigmas is not self._sigmas_shown[0] or changes_of(self.sigmas) != self._sigmas_shown[1]:
+            compiled = self._obey_sigmas(compiled)
+        index = self._step_index if self._step_index is not None else self._begin_index
+        if index is None:
+            index = compiled.find(timestep, self.timesteps)
+        plan = compiled.plan(index)
+        if plan.lead and self._led is None:
+            raise RuntimeError(
+                "the analytic first step (afs) moves the latents before the first network call, so the pipeline must "
+                "pass them through scale_model_input, and this one does not; leave afs out"
+            )
+        self._step_index = index
+        self._stepper = Stepper(plan, index, StepNoise(self._seed, self._offset), compiled.fused(index))
+        return self._stepper
+
+    def _obey_sigmas(self, compiled: Compiled) -> Compiled:
+        """A terminal sigma that the pipeline assigned in place."""
+        given = self.sigmas.detach().cpu().double().numpy()
+        if given.shape != compiled.sigmas.shape or not np.array_equal(
+            given[:-1].astype(np.float32), compiled.sigmas[:-1]
+        ):
+            raise ValueError(
+                "only the last sigma may be changed in place; pass the others to set_timesteps(sigmas=...)"
+            )
+        schedule = self._family.with_terminal(compiled.schedule, float(given[-1]))
+        self._compiled = compiled = Compiled.build(self._family, schedule, self._settings, compiled.rule)
+        self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
+        return compiled
+
+    # --- the run ------------------------------------------------------------------------------------------
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself; before the first call of a run with an analytic first step, its outcome."""
+        if self._stepper is not None or self._compiled is None or self._begin_index:
+            return sample
+        plan = self._compiled.plan(0)
+        if not plan.lead:
+            return sample
+        led = Stepper(plan, 0, StepNoise(0, 0)).lead(sample)
+        self._led = (sample, led)
+        return led
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+        per_token_timesteps: Tensor | None = None,
+        **kwargs: Any,
+    ) -> PathlineSchedulerOutput | tuple[Tensor, Tensor | None]:
+        """Take one network output and return the state of the next call.
+
+        Parameters
+        ----------
+        model_output : Tensor (B, ...)
+            In the config's prediction type.
+        timestep : float or Tensor
+            One entry is looked at in the first step only, and there only where `set_begin_index` was not called. With
+            one for each sample, (B,), every sample is at its own time, see `own_times.SampleRuns`.
+        sample : Tensor (B, ...)
+            What the last step returned, edited or not; for the first step the initial latents.
+        generator : torch.Generator or list of them, optional
+            Seeds the noise of this run, instead of the seed of the config.
+        return_dict : bool
+        per_token_timesteps : Tensor (B, T), optional
+            Times of the tokens of samples (B, T, ...), see `token_times.TokenRun`; velocity networks then hand over
+            data − noise.
+
+        Returns
+        -------
+        PathlineSchedulerOutput or (prev_sample, pred_original_sample), in the dtype of `model_output`
+
+        Raises
+        ------
+        ValueError
+            Before `set_timesteps`, past the last step, or with arguments that do not apply.
+        """
+        if kwargs:
+            refuse_arguments(kwargs)
+        self.pred_original_sample = None  # its memory is free for the next one
+        if self._runs is not None or (isinstance(timestep, Tensor) and timestep.ndim and not is_uniform(timestep)):
+            if per_token_timesteps is not None:
+                raise ValueError("timestep has an entry for each sample and per_token_timesteps one for each token")
+            previous, data = self._step_each(model_output, timestep, sample, generator)
+        else:
+            stepper = self._stepper
+            if stepper is None or stepper.index != self._step_index:
+                stepper = self._enter(timestep)
+                if self._led is not None and sample is self._led[1]:
+                    sample = self._led[0]
+            if per_token_timesteps is None:
+                previous, data = stepper.advance(model_output, sample, generator)
+            else:
+                self._tokens = self._tokens or TokenRun(self._ready())
+                previous, data = self._tokens.advance(stepper, model_output, sample, per_token_timesteps, generator)
+            self._step_index = stepper.index
+            if stepper.finished:
+                self._stepper = None
+        self.pred_original_sample = data
+        if not return_dict:
+            return previous, data
+        return PathlineSchedulerOutput(prev_sample=previous, pred_original_sample=data)
+
+    def _step_each(
+        self, output: Tensor, timestep: Any, sample: Tensor, generator: Generators
+    ) -> tuple[Tensor, Tensor | None]:
+        runs = self._runs or SampleRuns(self._ready(), self._seed, self._offset)
+        times = torch.as_tensor(timestep, dtype=torch.float32)
+        found = runs.advance(output, times, sample, self.timesteps, generator)
+        self._runs, self._stepper, self._step_index = runs, None, runs.index
+        return found
