@@ -18,6 +18,14 @@ from .table import Table
 from .transforms import AnalyticStart, analytic_first_step
 
 Builder = Callable[..., Table]
+LateOptions = Callable[[Nodes, Mapping[str, Any], int], dict[str, Any]]
+
+
+def unchanged(nodes: Nodes, options: Mapping[str, Any], left_out: int) -> dict[str, Any]:
+    """Options without an entry for each step."""
+    return dict(options)
+
+
 ENTRY_POINT_GROUP = "pathline.methods"
 
 
@@ -80,6 +88,8 @@ class MethodInfo:
     cases : declared configurations, the first one the default
     reference : Reference
     requires : what the method needs beyond a Gaussian path, in words ("" when nothing)
+    late_options : function (nodes, options, left_out) -> options
+        For a run without the first `left_out` steps over `nodes`, where some options count steps.
     """
 
     name: str
@@ -88,6 +98,7 @@ class MethodInfo:
     reference: Reference
     requires: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    late_options: LateOptions = unchanged
 
     @property
     def summary(self) -> str:
@@ -115,9 +126,16 @@ COMMON_OPTIONS = ("afs", "heavy_ball")
 
 
 def register(
-    name: str, *, cases: tuple[Case, ...] | list[Case], reference: Reference, requires: str = ""
+    name: str,
+    *,
+    cases: tuple[Case, ...] | list[Case],
+    reference: Reference,
+    requires: str = "",
+    late_options: LateOptions = unchanged,
 ) -> Callable[[Builder], Builder]:
     """Decorator that adds a method: a function of `nodes` and keyword-only options that returns a Table.
+
+    The arguments are described in `MethodInfo`.
 
     Third parties either call it on import, or expose the decorated function under the entry-point group
     ``pathline.methods``.
@@ -138,7 +156,7 @@ def register(
         if wrong:
             raise ValueError(f"options of method {name!r} must be keyword-only with defaults; mend {wrong}")
         options = {p.name: p.default for p in parameters}
-        _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, requires, options)
+        _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, requires, options, late_options)
         return build
 
     return add
@@ -165,7 +183,7 @@ def register_preset(
     given = " with " + ", ".join(f"{k}={v!r}" for k, v in fixed.items()) if fixed else ""
     build.__doc__ = f"{summary}\n\nThis is `{base}`{given}."
     options = {k: fixed.get(k, v) for k, v in info.options.items()}
-    _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, info.requires, options)
+    _METHODS[name] = MethodInfo(name, build, tuple(cases), reference, info.requires, options, info.late_options)
 
 
 @cache

@@ -103,8 +103,7 @@ def test_snippets_run(title: str) -> None:
     space: dict[str, Any] = {}
     for snippet in SNIPPETS[title]:
         exec(snippet, space)
-    pipe = space["pipe"]
-    assert isinstance(pipe.scheduler, PathlineScheduler)
+    assert isinstance(space["pipe"].scheduler if "pipe" in space else space["scheduler"], PathlineScheduler)
     if "image" in space:
         assert space["image"].size == (16, 16)
         assert np.asarray(space["image"]).std() > 0

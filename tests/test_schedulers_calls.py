@@ -70,8 +70,6 @@ def test_arguments_that_do_not_apply_are_refused() -> None:
         scheduler.step(x, scheduler.timesteps[1], x, eta=0.5)
     with pytest.raises(ValueError, match="s_noise"):
         scheduler.step(x, scheduler.timesteps[1], x, s_noise=1.1)
-    with pytest.raises(ValueError, match="per_token_timesteps"):
-        scheduler.step(x, scheduler.timesteps[1], x, per_token_timesteps=torch.ones(2, 3))
 
 
 def test_members_that_pipelines_read() -> None:

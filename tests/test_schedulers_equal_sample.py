@@ -60,6 +60,20 @@ def test_loop_equals_sample(family: str, method: str, options: dict[str, Any]) -
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize(("method", "options"), cases(), ids=str)
+def test_momentum_on_any_method_equals_sample(method: str, options: dict[str, Any]) -> None:
+    options = {**options, "heavy_ball": 0.8}
+    scheduler = made("flow", method=method, options=options, seed=5)
+    try:
+        ours = loop(scheduler, latents(), 5)
+    except ValueError as error:
+        assert "heavy-ball momentum needs" in str(error)  # noqa: PT017
+        return
+    wrapped = from_diffusers(network, scheduler)
+    theirs = sample(wrapped, latents(), method=method, grid=scheduler.nodes, seed=5, **options)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
 def on_nodes(scheduler: PathlineScheduler) -> bool:
     """True where every network call is made on a node, so that its label is exact."""
     return all(row.level.time in scheduler.nodes.time for row in scheduler.table.rows if row.calls_network)

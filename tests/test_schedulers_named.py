@@ -129,6 +129,14 @@ def test_every_state_is_that_of_the_stock_class(
             torch.testing.assert_close(x, y, rtol=slack, atol=slack)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_eta_is_an_option_here_and_an_argument_there(eta: float) -> None:
+    config = {"clip_sample": False, "timestep_spacing": "leading"}
+    ours = DDIMScheduler.from_config(diffusers.DDIMScheduler(**config).config, pathline={"options": {"eta": eta}})
+    for x, y in pairs_of_states(ours, "DDIMScheduler", config, 6, eta=eta):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
 # --- settings that cannot act, or act otherwise ---------------------------------------------------------------
 
 
@@ -205,8 +213,6 @@ def test_the_last_step_of_sa_solver_draws_no_noise_in_very_short_runs() -> None:
 def test_runs_may_begin_at_any_call(
     cls: type[PathlineScheduler], name: str, config: dict[str, Any], counts: tuple[int, ...]
 ) -> None:
-    if config.get("disable_corrector"):
-        pytest.skip("its entries count from the first step of a run")
     ours = cls.from_config(getattr(diffusers, name)(**config).config, pathline={"seed": 1})
     ours.set_timesteps(max(counts))
     for begin in range(len(ours.timesteps)):
@@ -216,6 +222,26 @@ def test_runs_may_begin_at_any_call(
         for t in ours.timesteps[begin:]:
             x = ours.step(0.1 * x, t, x, return_dict=False)[0]
         assert torch.isfinite(x).all()
+
+
+def test_options_that_count_steps_count_from_the_first_step_of_the_full_run() -> None:
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("unipc", {"disable_corrector": [0, 4]}),
+        ("sa", {"window": (0.2, 0.8)}),
+        ("sa", {"tau": (0.0, 0.5, 1.0, 1.0, 0.5, 0.0)}),
+        ("dpm++-single", {"orders": [1, 1, 2, 2], "lower_order_final": False}),
+        ("res", {"orders": [1, 2, 1, 1, 1, 1]}),
+    ]
+    for method, options in cases:
+        ours = PathlineScheduler(prediction_type="epsilon", pathline={"method": method, "options": options})
+        ours.set_timesteps(6)
+        full, late = ours.table, ours._ready().plan(2).table
+        draws = [[bool([z for z in row.noises if z >= 0]) for row in table.rows] for table in (full, late)]
+        assert draws[1] == draws[0][-len(draws[1]) :], method
+        if method == "unipc":
+            assert late.options["disable_corrector"] == [2]
+        if "orders" in options:
+            assert late.options["orders"] == ([2, 2] if method == "dpm++-single" else [1, 1, 1, 1])
 
 
 # --- configs --------------------------------------------------------------------------------------------------
@@ -273,3 +299,24 @@ def test_every_named_class_says_what_it_is_good_for() -> None:
         assert scheduler.table.method == cls.default_pathline["method"]
     required = {"UniPC", "DPMSolverPP", "DEIS", "GHVB", "SASolver", "Heun", "DDIM"}
     assert {f"{name}Scheduler" for name in required} <= {cls.__name__ for cls in named}
+
+
+def test_a_class_with_a_method_runs_it_whichever_of_our_classes_the_config_comes_from() -> None:
+    stock = diffusers.UniPCMultistepScheduler(solver_order=3, disable_corrector=[0])
+    first = UniPCScheduler.from_config(stock.config, pathline={"seed": 5})
+    assert (first._settings.method, first._settings.options) == ("unipc", {"order": 3, "disable_corrector": [0]})
+    for cls, method, options in (
+        (HeunScheduler, "heun", {}),
+        (DDIMScheduler, "ddim", {}),
+        (GHVBScheduler, "ghvb", {"order": 3}),
+        (PathlineScheduler, "unipc", {"order": 3, "disable_corrector": [0]}),
+    ):
+        second = cls.from_config(first.config)
+        assert (second._settings.method, second._settings.seed) == (method, 5)
+        assert {key: second._settings.options.get(key) for key in options} == options
+        again = cls.from_config(second.config)
+        assert again._settings == second._settings
+        second.set_timesteps(4)
+    chosen = UniPCScheduler(pathline={"method": "dpm++", "options": {"order": 1}})
+    assert UniPCScheduler.from_config(chosen.config)._settings == chosen._settings
+    assert HeunScheduler.from_config(chosen.config, pathline={"method": "deis"})._settings.method == "deis"

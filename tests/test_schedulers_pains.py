@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pathline.samplers import from_diffusers, grid_info, list_grids, reversed_flow, sample
 from pathline.samplers.schedulers import DDIMScheduler, EulerScheduler, PathlineScheduler
-from support.schedulers import BETAS, METHODS, latents, make, network, point_mass, steps_over
+from support.schedulers import BETAS, METHODS, latents, make, network, point_mass, shared_out, steps_over
 
 FAMILIES = ("betas", "flow")
 GRIDS = [name for name in list_grids() if not grid_info(name).requires]
@@ -91,8 +92,7 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("config", SCHEDULES, ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "config"), shared_out(METHODS, SCHEDULES, every=3), ids=str)
 def test_few_steps_of_every_schedule(method: str, config: dict[str, Any]) -> None:
     """One and two steps too, and those that end above 0, begin at signal 0 or run on inverted levels: the table's."""
     scheduler = PathlineScheduler(**config, pathline={"method": method, "seed": 1})
@@ -188,19 +188,19 @@ class OnHost(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("method", "rule"),
-    [*((m, {}) for m in METHODS), *((m, r) for m in ("dpm++", "heun", "sa") for r in RULES)],
-    ids=str,
-)
+RULED = [(method, rule) for method in ("dpm++", "heun", "sa") for rule in RULES]
+RULED += [(method, {}) for method in METHODS]
+
+
+@pytest.mark.parametrize(("ruled", "family"), shared_out(RULED, FAMILIES, every=2), ids=str)
 def test_steps_neither_read_from_the_device_nor_compute_on_the_host(
-    method: str, rule: dict[str, Any], family: str
+    ruled: tuple[str, dict[str, Any]], family: str
 ) -> None:
     """On the meta device every read of a value raises: first step, edited latents, generators and rules included.
 
     The only work on the host is the one draw of a seed from each generator, in a run with noise.
     """
+    method, rule = ruled
     config = BETAS if family == "betas" else {}
     scheduler = PathlineScheduler(**config, **rule, pathline={"method": method})
     for generators, count in ((None, 1), ([torch.Generator(), torch.Generator()], 2)):
@@ -240,19 +240,24 @@ def test_adding_noise_in_a_loop_reads_nothing(family: str, lists: bool) -> None:
 # --- sign of time, gradients, counts ------------------------------------------------------------------------------
 
 
-def test_the_sign_of_flow_networks_is_noise_less_data() -> None:
-    """Sigma falls, so a step adds (σ' − σ)·output; the same network with the other sign is sent away from the data."""
-    scheduler, data, noise = EulerScheduler(), latents(2), latents(3)
-    scheduler.set_timesteps(8)
-    x = noise
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_sign_of_flow_networks_is_noise_less_data(inverted: bool) -> None:
+    """A step adds (σ' − σ)·output, as in the stock class: σ falls from the noise, or rises on inverted levels."""
+    scheduler, data, noise = EulerScheduler(invert_sigmas=inverted), latents(2), latents(3)
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+    for s in (scheduler, stock):
+        s.set_timesteps(sigmas=np.linspace(1.0, 0.125, 8))
+    torch.testing.assert_close(scheduler.sigmas, stock.sigmas, rtol=0, atol=1e-6)
+    x, y, sign = noise, noise.float(), -1.0 if inverted else 1.0
     for k, t in enumerate(scheduler.timesteps):
-        output = (x - data) / scheduler.sigmas[k].double()
-        new = scheduler.step(output, t, x, return_dict=False)[0]
-        moved = x + (scheduler.sigmas[k + 1] - scheduler.sigmas[k]).double() * output
-        torch.testing.assert_close(new, moved, rtol=0, atol=1e-6)
-        x = new
+        left = float(1.0 - scheduler.sigmas[k] if inverted else scheduler.sigmas[k])
+        output = sign * (x - data) / left
+        y = stock.step(output.float(), stock.timesteps[k], y, return_dict=False)[0]
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+        torch.testing.assert_close(x, y.double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(x, data, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scheduler.get_velocity(data, noise, scheduler.timesteps[:2]), noise - data)
+    target = scheduler.get_velocity(data, noise, scheduler.timesteps[:2])
+    torch.testing.assert_close(target, sign * (noise - data))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

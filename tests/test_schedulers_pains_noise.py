@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathline.samplers import method_info, run
 from pathline.samplers.schedulers import PathlineScheduler
-from support.schedulers import METHODS, latents, make, steps_over
+from support.schedulers import METHODS, latents, make, shared_out, steps_over
 
 FAMILIES = ("betas", "flow")
 COUNT = 16384
@@ -107,10 +107,10 @@ def test_variance_is_that_of_the_marginals_at_every_level(method: str, options: 
     assert max(map(abs, errors)) < 4.5 * STANDARD_ERROR
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("method", "options"), STOCHASTIC, ids=str)
-def test_variance_on_gaussian_data_converges_at_every_level(method: str, options: dict[str, Any], family: str) -> None:
+@pytest.mark.parametrize(("noisy", "family"), shared_out(STOCHASTIC, FAMILIES, every=2), ids=str)
+def test_variance_on_gaussian_data_converges_at_every_level(noisy: tuple[str, dict[str, Any]], family: str) -> None:
     """What a pipeline samples is what the table says, and that has the right variance as the steps shrink."""
+    method, options = noisy
     if method == "er-sde" and options.get("variant") == "ode":
         return
     scheduler = make(family, method=method, options=options, grid="logsnr", seed=9)
@@ -159,8 +159,7 @@ def test_steps_images_and_the_start_share_no_noise(method: str, family: str) -> 
                 assert abs(correlation(first, second)) < bound
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", NOISY)
+@pytest.mark.parametrize(("method", "family"), shared_out([*NOISY], FAMILIES, every=2), ids=str)
 def test_same_seed_same_bits_in_any_split(method: str, family: str) -> None:
     """By config, by `set_seed` and by generators, in one batch or image by image."""
     x = latents(batch=3)

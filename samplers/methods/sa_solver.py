@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from .multistep import (
 )
 from .unipc import corrected
 
+WINDOW = (0.2, 0.8)
+
 SA_SOLVER = Reference(
     key="xue2023sasolver",
     authors="Xue, Shuchen and Yi, Mingyang and Luo, Weijian and Zhang, Shifeng and Sun, Jiacheng and others",
@@ -31,6 +34,11 @@ SA_SOLVER = Reference(
     venue="NeurIPS",
     arxiv="2309.05019",
 )
+
+
+def _late(nodes: Nodes, options: Mapping[str, Any], left_out: int) -> dict[str, Any]:
+    given = {"tau": 1.0, "window": WINDOW, **options}
+    return {**options, "tau": _taus(nodes, given["tau"], given["window"])[left_out:].tolist()}
 
 
 @register(
@@ -44,6 +52,7 @@ SA_SOLVER = Reference(
         Case({"form": "noise", "order": 2, "corrector_order": 2}, 2, 2),
     ],
     reference=SA_SOLVER,
+    late_options=_late,
 )
 def sa(
     nodes: Nodes,
@@ -51,7 +60,7 @@ def sa(
     order: int = 3,
     corrector_order: int = 4,
     tau: float | Sequence[float] = 1.0,
-    window: tuple[float, float] | None = (0.2, 0.8),
+    window: tuple[float, float] | None = WINDOW,
     variant: str = "released",
     form: str = "data",
     lower_order_final: bool = True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -187,6 +188,15 @@ def _noise(program: Program, path: Linear, reached: float, level: Level, scheme:
     return decay * path + (1.0 - decay**2) ** 0.5 * program.noise()
 
 
+def _late(nodes: Nodes, options: Mapping[str, Any], left_out: int) -> dict[str, Any]:
+    """The orders of the steps left; the published ones where a step would be cut in two."""
+    orders = options.get("orders")
+    if orders is None:
+        return dict(options)
+    reached = [0, *np.cumsum([1] * nodes.steps if len(orders) == nodes.steps else orders)]
+    return {**options, "orders": list(orders[reached.index(left_out) :]) if left_out in reached else None}
+
+
 @register(
     "dpm-single",
     cases=[
@@ -194,6 +204,7 @@ def _noise(program: Program, path: Linear, reached: float, level: Level, scheme:
         for p, v in ((3, "midpoint"), (2, "midpoint"), (2, "exact"), (3, "exact"))
     ],
     reference=DPM_SOLVER,
+    late_options=_late,
 )
 def dpm_single(
     nodes: Nodes,
@@ -229,6 +240,7 @@ def dpm_single(
         for p, v in ((2, "midpoint"), (3, "midpoint"), (2, "exact"), (3, "exact"))
     ],
     reference=DPM_SOLVER_PP,
+    late_options=_late,
 )
 def dpmpp_single(
     nodes: Nodes,
@@ -253,6 +265,7 @@ def dpmpp_single(
         Case({"order": 3, "stages": (0.3, 0.8)}, 3, 3),
     ],
     reference=RES,
+    late_options=_late,
 )
 def res(
     nodes: Nodes,
@@ -292,6 +305,7 @@ def res(
     "seeds",
     cases=[Case({"order": 3}, 2, 2), Case({"order": 2}, 2, 2), Case({"order": 1}, 1, 1)],
     reference=SEEDS,
+    late_options=_late,
 )
 def seeds(
     nodes: Nodes,

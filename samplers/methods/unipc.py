@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import factorial
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,18 @@ UNIPC = Reference(
 VARIANTS = ("bh1", "bh2", "vary_coeff", "exact")
 
 
+def _late(nodes: Nodes, options: Mapping[str, Any], left_out: int) -> dict[str, Any]:
+    off = [step - left_out for step in options.get("disable_corrector", ()) if step >= left_out]
+    return {**options, "disable_corrector": off}
+
+
 @register(
     "unipc",
     cases=[
         Case({"order": p, "variant": v}, p + 1, min(p + 1, 3)) for v in ("bh2", "bh1", "exact") for p in (3, 1, 2, 4)
     ],
     reference=UNIPC,
+    late_options=_late,
 )
 def unipc(
     nodes: Nodes,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import FrozenDict, register_to_config
-from torch import Tensor
 
 from ..nodes import Nodes
 from ..table import Table
@@ -19,7 +18,7 @@ from ..wrappers import is_flow
 from .arguments import Request, read_request
 from .beta_family import BetaFamily
 from .compiled import Compiled
-from .conversion import complete_config, stock_classes, with_stock_solver
+from .conversion import CLASS, complete_config, stock_classes, switched, with_stock_solver
 from .data_range import rule_of
 from .family import Family
 from .flow_family import FlowFamily
@@ -28,6 +27,7 @@ from .settings import Settings, read_settings
 from .spacing import HIDDEN_KEYS, spacing_of
 from .stepper import changes_of
 from .stepping import Stepping
+from .stock_solver import of_run
 
 _CACHED_REQUESTS = 8
 
@@ -99,7 +99,8 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         pathline: dict[str, Any] | None = None,
     ) -> None:
         # Stock classes drop keys that a source left at its defaults: their defaults are not these.
-        self._internal_dict = FrozenDict({k: v for k, v in self.config.items() if k != "_use_default_values"})
+        kept = {key: value for key, value in self.config.items() if key != "_use_default_values"}
+        self._internal_dict = FrozenDict({**kept, CLASS: type(self).__name__})
         config = self.config
         self._settings: Settings = read_settings(pathline, self.default_pathline)
         rule_of(config)  # refused here rather than by the first run
@@ -131,9 +132,17 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             The config belongs to a scheduler of another kind (EDM, VE, vector-quantised).
         """
         if isinstance(config, Mapping):
+            config = cls._switched(config)
             config = complete_config(config, {key: kwargs.pop(key) for key in HIDDEN_KEYS if key in kwargs})
             kwargs = with_stock_solver(config, kwargs, cls.default_pathline)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _switched(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config of another class of ours: a class with a method of its own runs that, the general one goes on."""
+        ours = {c.__name__: c for c in (PathlineScheduler, *PathlineScheduler.__subclasses__())}
+        before = ours.get(str(config.get(CLASS)), cls)
+        return config if before is cls else switched(config, before.default_pathline, cls.default_pathline)
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -213,8 +222,9 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             rule=rule_of(self.config),
         )
         if request not in self._cache:
-            schedule = self._family.schedule(request, self._settings)
-            self._cache[request] = Compiled.build(self._family, schedule, self._settings, request.rule)
+            settings = of_run(self._settings, self.config, request.steps) if self.default_pathline else self._settings
+            schedule = self._family.schedule(request, settings)
+            self._cache[request] = Compiled.build(self._family, schedule, settings, request.rule)
             if len(self._cache) > _CACHED_REQUESTS:
                 self._cache.popitem(last=False)
         self._show(self._cache[request], device)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ..nodes import Nodes
-from ..registry import build_table
+from ..registry import build_table, method_info
 from ..table import Table
 from .calls import Plan, compile_plan
 from .data_range import Rule
@@ -53,7 +52,7 @@ class Compiled:
         ValueError
             The method cannot run on these nodes, with this kind of network, or in a pipeline at all.
         """
-        table = full_table(_builder(settings), schedule)
+        table = full_table(lambda nodes: build_table(settings.method, nodes, **settings.options), schedule)
         plan = compile_plan(table, family.prediction, family.sign, rule)
         levels = [call.level for call in plan.calls]
         sigmas = np.array([family.sigma(level) for level in (*levels, table.end)]).astype(np.float32)
@@ -80,11 +79,15 @@ class Compiled:
                     f"call {index} is not possible, this run has {len(calls)} calls (0 to {len(calls) - 1}); "
                     "call set_timesteps for a new run"
                 )
-            options = {key: value for key, value in self.settings.options.items() if key != "afs"}
-            build = _builder(replace(self.settings, options=options))  # an analytic first step is for pure noise
-            table = late_table(build, self.schedule, [call.level for call in calls[index:]])
+            table = late_table(self._late, self.schedule, [call.level for call in calls[index:]])
             self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign, self.rule)
         return self.plans[index]
+
+    def _late(self, nodes: Nodes, *, left_out: int) -> Table:
+        method = self.settings.method
+        options = method_info(method).late_options(self.schedule.nodes, self.settings.options, left_out)
+        options.pop("afs", None)  # an analytic first step is for pure noise
+        return build_table(method, nodes, **options)
 
     def fused(self, index: int) -> FusedPlan | None:
         """The same plan with compiled calls, where the settings ask for them and the plan allows it."""
@@ -121,7 +124,3 @@ class Compiled:
                 f"({self.timesteps[0]:g} to {self.timesteps[-1]:g})"
             )
         return nearest
-
-
-def _builder(settings: Settings) -> Callable[[Nodes], Table]:
-    return lambda nodes: build_table(settings.method, nodes, **settings.options)

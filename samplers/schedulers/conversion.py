@@ -14,6 +14,8 @@ from .settings import DEFAULT_METHOD
 from .spacing import SOLVER_KEYS, ends_of_switches, levels_of_source, off_switches
 from .stock_solver import solver_of
 
+CLASS = "_pathline_class"
+"""Config key with the name of the class of ours that a config comes from."""
 _FLOW_KEYS = ("shift", "base_shift", "time_shift_type")
 _STOCK_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _STOCK = (
@@ -72,6 +74,22 @@ def complete_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     if full.get("use_flow_sigmas"):
         full.setdefault("shift", full.get("flow_shift", 1.0))
     return full
+
+
+def switched(config: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of one class of ours for another, each with its `default_pathline`.
+
+    A class with a method of its own takes over everything but method and options; these follow from the stock config
+    that the first class was made from. The general class, without one, keeps both.
+    """
+    given = dict(config.get("pathline") or {})
+    if not after:
+        merged = {**before, **given, "options": {**before.get("options", {}), **(given.get("options") or {})}}
+        return {**config, "pathline": merged}
+    method, options = solver_of(config, after["method"])
+    own = {"method": method} if method != after["method"] else {}
+    rest = {key: value for key, value in given.items() if key not in ("method", "options")}
+    return {**config, "pathline": {**rest, **own, **({"options": options} if options else {})}}
 
 
 def with_stock_solver(

@@ -183,5 +183,5 @@ def _stock_of(scheduler: PathlineScheduler, wanted: type | None) -> Any:
         cls = diffusers.UniPCMultistepScheduler if config.get("use_flow_sigmas") else None
         cls = cls or diffusers.FlowMatchEulerDiscreteScheduler
     cls = cls or diffusers.DDIMScheduler
-    shared = inspect.signature(cls.__init__).parameters.keys() & config.keys()
+    shared = inspect.signature(cls).parameters.keys() & config.keys()
     return cls(**{key: config[key] for key in shared})

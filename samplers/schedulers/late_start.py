@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from ..nodes import Level, Nodes
+from ..registry import build_table
 from ..table import Row, Table, Terms, Update
 from .family import Schedule
 
 Build = Callable[[Nodes], Table]
 _SAME_TIME = 1e-9
+
+
+class BuildLate(Protocol):
+    """Builds a run over the nodes that are left when the first steps are left out."""
+
+    def __call__(self, nodes: Nodes, *, left_out: int) -> Table:
+        """The table on `nodes`."""
 
 
 def full_table(build: Build, schedule: Schedule) -> Table:
@@ -21,31 +31,46 @@ def full_table(build: Build, schedule: Schedule) -> Table:
     return with_idle_call(table) if schedule.idle_end else table
 
 
-def late_table(build: Build, schedule: Schedule, levels: Sequence[Level]) -> Table:
+def late_table(build: BuildLate, schedule: Schedule, levels: Sequence[Level]) -> Table:
     """A fresh run over calls at exactly `levels`, the remaining ones of a run.
 
     The method restarts, with empty history, at the first of them that is a node and from which its fresh calls
     are the remaining ones. Calls before that one (a run that begins in the middle of a step) become first-order
-    steps to the next level, which have length zero between two calls at the same level.
+    steps to the next level, which have length zero between two calls at the same level. Where a fresh run would call
+    elsewhere (PLMS, which takes its first step twice), DPM-Solver++ goes over the remaining levels.
 
     Parameters
     ----------
-    build : function nodes -> table
+    build : function (nodes, steps left out) -> table
     schedule : Schedule
     levels : sequence of Level
         At least one.
     """
-    starts = schedule.nodes.time[:-1]
+    nodes = schedule.nodes
+    ahead = nodes.time[nodes.time >= levels[0].time - _SAME_TIME]
     for skipped, level in enumerate(levels):
-        place = int(np.argmin(np.abs(starts - level.time)))
-        if abs(starts[place] - level.time) > _SAME_TIME:
+        if level.time > ahead[:2][-1] + _SAME_TIME:  # the step that the run begins in is over
+            break
+        place = int(np.argmin(np.abs(nodes.time[:-1] - level.time)))
+        if abs(nodes.time[place] - level.time) > _SAME_TIME:
             continue
-        table = full_table(build, replace(schedule, nodes=schedule.nodes.part(place)))
+        table = full_table(partial(build, left_out=place), replace(schedule, nodes=nodes.part(place)))
         if _same_calls(table, levels[skipped:]):
             return _prepended(table, levels[:skipped])
+    return _substitute(schedule, levels)
+
+
+def _substitute(schedule: Schedule, levels: Sequence[Level]) -> Table:
+    """DPM-Solver++ over the levels, from the last one at which the run turns back to more noise."""
     end = schedule.nodes.level(schedule.nodes.steps)
-    bare = Table(rows=(), start=end, end=end, result=0, nodes=schedule.nodes.config(), method="first-order")
-    return _prepended(bare, levels)
+    calls = levels[:-1] if schedule.idle_end else levels
+    turns = [k for k in range(1, len(calls)) if calls[k].time <= calls[k - 1].time + _SAME_TIME]
+    first = turns[-1] if turns else 0
+    rest = [*calls[first:], end]
+    signal, noise, time = (np.array([level[k] for level in rest]) for k in (1, 2, 0))
+    nodes = Nodes(signal, noise, time, schedule.nodes.path)
+    table = full_table(lambda grid: build_table("dpm++", grid), replace(schedule, nodes=nodes))
+    return _prepended(table, levels[:first])
 
 
 def with_idle_call(table: Table) -> Table:

@@ -8,36 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
-from .arguments import read_request
 from .base import PathlineScheduler
-from .settings import Settings
-from .stock_solver import of_run
-
-
-class _AsStock:
-    """For classes whose stock counterparts choose options by the number of steps."""
-
-    config: Any
-    _settings: Settings
-    _stated: Settings | None = None
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """As `PathlineScheduler.set_timesteps`."""
-        if self._stated is None:
-            self._stated = self._settings
-        steps = read_request(num_inference_steps, timesteps, sigmas).steps
-        self._settings = of_run(self._stated, self.config, steps)
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu, **kwargs)  # type: ignore[misc]
 
 
 class EulerScheduler(PathlineScheduler):
@@ -100,19 +71,19 @@ class IPNDMScheduler(PathlineScheduler):
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "ipndm"}
 
 
-class DEISScheduler(_AsStock, PathlineScheduler):
+class DEISScheduler(PathlineScheduler):
     """DEIS: Adams–Bashforth with exact weights on the noise prediction; 8 to 20 steps without strong guidance."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "deis"}
 
 
-class DPMSolverPPScheduler(_AsStock, PathlineScheduler):
+class DPMSolverPPScheduler(PathlineScheduler):
     """DPM-Solver++ multistep, by default 2M: the safe choice for 10 to 25 steps, also under strong guidance."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "dpm++"}
 
 
-class DPMSolverPPSDEScheduler(_AsStock, PathlineScheduler):
+class DPMSolverPPSDEScheduler(PathlineScheduler):
     """DPM-Solver++ 2M SDE: noise that forgives errors of the network, for 20 to 50 steps."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "dpm++-sde"}
@@ -124,7 +95,7 @@ class DPMSolverPPSinglestepScheduler(PathlineScheduler):
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "dpm++-single"}
 
 
-class UniPCScheduler(_AsStock, PathlineScheduler):
+class UniPCScheduler(PathlineScheduler):
     """UniPC: a multistep predictor with a corrector that costs no call; the first to try at 5 to 15 steps."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "unipc"}
@@ -136,7 +107,7 @@ class GHVBScheduler(PathlineScheduler):
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "ghvb"}
 
 
-class SASolverScheduler(_AsStock, PathlineScheduler):
+class SASolverScheduler(PathlineScheduler):
     """SA-Solver: a stochastic predictor-corrector of one call a step; detail at 20 steps and more."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "sa"}
@@ -149,13 +120,13 @@ class ERSDEScheduler(PathlineScheduler):
 
 
 class SEEDSScheduler(PathlineScheduler):
-    """SEEDS-3: a stochastic singlestep solver of three calls a step, for budgets of 60 calls and more."""
+    """SEEDS-3: a stochastic singlestep solver whose steps spend three nodes, for budgets of 60 calls and more."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "seeds"}
 
 
 class RESScheduler(PathlineScheduler):
-    """Refined exponential solver, singlestep: accurate without history, for 10 steps of two calls and more."""
+    """Refined exponential solver, singlestep: accurate without history, for budgets of 20 calls and more."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {"method": "res"}
 

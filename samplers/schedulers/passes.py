@@ -25,14 +25,12 @@ def inlined(updates: Sequence[Update], dying: Collection[int]) -> tuple[Update, 
     dying : collection of int
         Values that nothing reads after these updates.
     """
-    kept = list(updates)
-    for update in updates:
-        readers = [u for u in kept if any(v == update.target for v, _ in u.terms)]
-        if update.target in dying and len(readers) == 1 and _scalar(update.terms) and _scalar(readers[0].terms):
-            place = kept.index(readers[0])
-            kept[place] = Update(readers[0].target, substituted(readers[0].terms, update.target, update.terms))
-            kept.remove(update)
-    return tuple(kept)
+    kept = {update.target: update.terms for update in updates}
+    for target in [update.target for update in updates]:
+        readers = [t for t, terms in kept.items() if any(v == target for v, _ in terms)]
+        if target in dying and len(readers) == 1 and _scalar(kept[target]) and _scalar(kept[readers[0]]):
+            kept[readers[0]] = substituted(kept[readers[0]], target, kept.pop(target))
+    return tuple(Update(target, terms) for target, terms in kept.items())
 
 
 def without(updates: Sequence[Update], output: int, query: int, convert: tuple[float, float]) -> tuple[Update, ...]:

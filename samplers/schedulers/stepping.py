@@ -17,14 +17,12 @@ from .token_times import TokenRun
 
 if TYPE_CHECKING:
     from .family import Family
-    from .settings import Settings
 
 
 class Stepping:
     """The part of a scheduler that `set_timesteps` makes anew."""
 
     _family: Family
-    _settings: Settings
     _compiled: Compiled | None
     _seed: int | None
     _offset: int
@@ -113,7 +111,7 @@ class Stepping:
                 "only the last sigma may be changed in place; pass the others to set_timesteps(sigmas=...)"
             )
         schedule = self._family.with_terminal(compiled.schedule, float(given[-1]))
-        self._compiled = compiled = Compiled.build(self._family, schedule, self._settings, compiled.rule)
+        self._compiled = compiled = Compiled.build(self._family, schedule, compiled.settings, compiled.rule)
         self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
         return compiled
 

@@ -61,9 +61,9 @@ def of_run(settings: Settings, config: Mapping[str, Any], steps: int) -> Setting
 def _unipc(config: Mapping[str, Any], method: str) -> Solver:
     if config.get("solver_p") is not None:
         warn_idle(config, "solver_p", "UniPC predicts by itself")
-    options: dict[str, Any] = {"disable_corrector": list(config.get("disable_corrector") or ())}
-    if not options["disable_corrector"]:
-        options.clear()
+    options: dict[str, Any] = {}
+    if config.get("disable_corrector"):
+        options["disable_corrector"] = list(config["disable_corrector"])
     if config.get("predict_x0") is False:
         options["form"] = "noise"
     if config.get("solver_type") == "bh1":
@@ -125,7 +125,7 @@ def _plms(config: Mapping[str, Any], method: str) -> Solver:
 
 
 def _ddpm(config: Mapping[str, Any], method: str) -> Solver:
-    if config.get("variance_type", "fixed_small") not in (None, "fixed_small", "fixed_small_log"):
+    if str(config.get("variance_type")).startswith("fixed_large"):
         warn_idle(config, "variance_type", "noise has the variance of the posterior")
     return method, {}
 
@@ -155,5 +155,5 @@ def _sa_window(config: Mapping[str, Any], steps: int) -> tuple[float, float]:
     if config.get("timestep_spacing") == "leading":
         first = steps * float(total // (steps + 1)) + float(config.get("steps_offset") or 0)
     end = 0.0 if config.get("final_sigmas_type") == "sigma_min" else -1.0
-    low, high = ((label - end) / (first - end) for label in _SA_NOISY)
+    low, high = ((label - end) / max(first - end, 1.0) for label in _SA_NOISY)
     return low, high

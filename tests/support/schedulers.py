@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,3 +46,12 @@ def point_mass(scheduler: PathlineScheduler, data: Tensor, x: Tensor, t: Tensor)
     signal, noise = scheduler.add_noise(one, 0 * one, t), scheduler.add_noise(0 * one, one, t)
     eps = (x - signal * data) / noise
     return (eps - data if scheduler.config.prediction_type == "flow_prediction" else eps).to(x.dtype)
+
+
+def shared_out(*factors: Sequence[Any], every: int) -> list[Any]:
+    """All combinations as parameters, all but one in `every` of them marked slow; each entry keeps some fast ones."""
+    found = []
+    for places in product(*(range(len(factor)) for factor in factors)):
+        entries = [factor[place] for factor, place in zip(factors, places, strict=True)]
+        found.append(pytest.param(*entries, marks=[pytest.mark.slow] if sum(places) % every else []))
+    return found
