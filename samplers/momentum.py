@@ -60,6 +60,8 @@ def heavy_ball(
     if beta == 1.0:
         return table
     steps = _chain(table)
+    if not steps:
+        return table
     forms = Counter(step.form for step in steps if step)
     form = forms.most_common(1)[0][0] if forms else ""
     skipped = {p % len(steps) for p in plain}
@@ -127,6 +129,8 @@ def _step(table: Table, row: int, place: int, values: dict[int, Array]) -> tuple
     axis = 1 if table.frame == "velocity" else 2 if form == "noise" else 0
     same = {r.output for r in table.rows if r.form == form}
     total = float(sum(float(c) * (1.0 if v in same else values[v][axis]) for v, c in moving))
+    if total == 0.0:  # a table with momentum of its own
+        raise _refusal(table)
     return _Step(row, place, moving, others, form, total), previous
 
 

@@ -213,6 +213,10 @@ def test_shift_and_mu_change_from_call_to_call() -> None:
         assert static.shift == shift
         np.testing.assert_allclose(static.sigmas[:-1].numpy(), shift * given / (1 + (shift - 1) * given), rtol=3e-7)
     assert static.config.shift == 2.0
+    with pytest.raises(ValueError, match="must be positive"):
+        static.set_shift(0.0)
+    with pytest.raises(ValueError, match="this schedule has betas"):
+        PathlineScheduler(prediction_type="epsilon").set_shift(3.0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pathline.samplers import from_diffusers, method_info, sample
+from pathline.samplers import AnalyticStart, from_diffusers, method_info, sample
 from pathline.samplers.schedulers import HeunScheduler, PathlineScheduler
 from support.schedulers import METHODS, latents, make, network, steps_over
 
@@ -125,10 +125,12 @@ def test_last_step_returns_the_data_prediction(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["dpm++", "unipc", "heun", "euler"])
-def test_analytic_first_step(family: str, method: str) -> None:
-    scheduler = made(family, method=method, options={"afs": True})
+@pytest.mark.parametrize("start", [True, {"mean": 0.4, "variance": 0.3}], ids=["unit", "mean"])
+def test_analytic_first_step(family: str, method: str, start: Any) -> None:
+    scheduler = made(family, method=method, options={"afs": start})
     ours = loop(scheduler, latents(), 6, **sigmas(family, 8))
-    theirs = sample(from_diffusers(network, scheduler), latents(), method=method, grid=scheduler.nodes, afs=True)
+    afs = start if start is True else AnalyticStart(**start)
+    theirs = sample(from_diffusers(network, scheduler), latents(), method=method, grid=scheduler.nodes, afs=afs)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     assert len(scheduler.timesteps) == scheduler.table.evaluations
 

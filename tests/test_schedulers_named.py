@@ -229,7 +229,7 @@ def test_options_that_count_steps_count_from_the_first_step_of_the_full_run() ->
         ("unipc", {"disable_corrector": [0, 4]}),
         ("sa", {"window": (0.2, 0.8)}),
         ("sa", {"tau": (0.0, 0.5, 1.0, 1.0, 0.5, 0.0)}),
-        ("dpm++-single", {"orders": [1, 1, 2, 2], "lower_order_final": False}),
+        ("dpm++-single", {"orders": [1, 1, 2, 1, 1]}),
         ("res", {"orders": [1, 2, 1, 1, 1, 1]}),
     ]
     for method, options in cases:
@@ -241,7 +241,7 @@ def test_options_that_count_steps_count_from_the_first_step_of_the_full_run() ->
         if method == "unipc":
             assert late.options["disable_corrector"] == [2]
         if "orders" in options:
-            assert late.options["orders"] == ([2, 2] if method == "dpm++-single" else [1, 1, 1, 1])
+            assert late.options["orders"] == ([2, 1, 1] if method == "dpm++-single" else [1, 1, 1, 1])
 
 
 # --- configs --------------------------------------------------------------------------------------------------

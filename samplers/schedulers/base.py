@@ -158,7 +158,18 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         return self._shift
 
     def set_shift(self, shift: float) -> None:
-        """Set the shift of a flow schedule for the next `set_timesteps`."""
+        """Set the shift of a flow schedule for the next `set_timesteps`.
+
+        Raises
+        ------
+        ValueError
+            Not positive, or the schedule has betas, which nothing shifts.
+        """
+        if not isinstance(self._family, FlowFamily) or not float(shift) > 0:
+            kind = (
+                "a flow model" if isinstance(self._family, FlowFamily) else "a schedule with betas, which has no shift"
+            )
+            raise ValueError(f"shift={shift!r} is not possible for {kind}; allowed: positive numbers, for flow models")
         self._shift = float(shift)
 
     def set_seed(self, seed: int | None) -> None:

@@ -12,6 +12,7 @@ from pathline.interpolants import coefficients
 from ..border import row_conversions
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
+from ..transforms import ONES
 from .data_range import Rule
 from .passes import inlined, passes, unit_first, without
 
@@ -88,7 +89,7 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
         The table needs anchors or draws noise before its first call, or a row (or the rule) needs what the network
         cannot give there.
     """
-    if table.anchors:
+    if set(table.anchors) - {ONES}:
         raise ValueError(
             f"method {table.method!r} with options {table.options} needs {', '.join(table.anchors)}, which a "
             "diffusers pipeline does not supply; use pathline.samplers.sample(..., anchors=...)"

@@ -115,9 +115,14 @@ class Stepper:
 
     def lead(self, sample: Tensor) -> Tensor:
         """The state of the first call from the initial one, where the table's first rows make no call."""
-        values = {0: sample.to(torch.promote_types(sample.dtype, torch.float32))}
+        values = self._initial(sample, torch.promote_types(sample.dtype, torch.float32))
         _update(self.plan.lead, values, Combiner(sample.device))
         return values[self.next_query].to(sample.dtype)
+
+    def _initial(self, sample: Tensor, wide: torch.dtype) -> dict[int, Tensor]:
+        """Value 0 is the start; the only anchor that tables of a plan can have is a constant 1."""
+        ones = {1: torch.ones_like(sample, dtype=wide)} if self.plan.table.anchors else {}
+        return {0: sample.to(wide), **ones}
 
     def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor | None]:
         """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
@@ -201,7 +206,7 @@ class Stepper:
     def _open(self, output: Tensor, sample: Tensor) -> None:
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self._combine = Combiner(sample.device)
-        self.values[0] = sample.to(wide)
+        self.values = self._initial(sample, wide)
         _update(self.plan.lead, self.values, self._combine)
 
     def _touched(self, sample: Tensor) -> bool:
