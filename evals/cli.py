@@ -281,12 +281,14 @@ def bench(
     *,
     repeats: Annotated[int, typer.Option(min=3, help="Interleaved repeats; the median counts.")] = 15,
     steps: Annotated[int, typer.Option(min=2, help="Steps of each run.")] = 20,
+    device: Annotated[str, typer.Option(help="Where the latents are, such as cuda.")] = "cpu",
+    fused: Annotated[bool, typer.Option("--fused", help="Also time rows compiled by torch.compile.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Time scheduler overhead against diffusers in one process, as ratios."""
     from .overhead import run_overhead
 
-    run_overhead(repeats=repeats, steps=steps, out=out)
+    run_overhead(repeats=repeats, steps=steps, out=out, device=device, fused=fused)
 
 
 @app.command()

@@ -1,4 +1,8 @@
-"""What a scheduler costs beside the network: PathlineScheduler against stock diffusers, in one process, as ratios."""
+"""What a scheduler costs beside the network: PathlineScheduler against stock diffusers, in one process, as ratios.
+
+The floor of a step is the time to read and to write each of its states once: network output, query and history in, data
+prediction and next state out. It is measured with `Tensor.clone`, which reads one state and writes another.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import torch
 from .files import write_text
 
 SHAPES = ((1, 4, 64, 64), (1, 4, 128, 128), (16, 4, 128, 128))
+_SETUP_STEPS = 50
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -31,6 +37,7 @@ class Rival:
 
 RIVALS = (
     Rival("UniPC-3", "UniPCMultistepScheduler", {"solver_order": 3, **_BETAS}, "unipc", {"order": 3}),
+    Rival("DEIS-3", "DEISMultistepScheduler", {"solver_order": 3, **_BETAS}, "deis", {"order": 3, "variant": "logrho"}),
     Rival("DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {"solver_order": 2, **_BETAS}, "dpm++", {"order": 2}),
     Rival("DDIM", "DDIMScheduler", {"clip_sample": False, **_BETAS}, "ddim", {}),
     Rival("Euler", "EulerDiscreteScheduler", _BETAS, "euler", {}),
@@ -41,15 +48,27 @@ RIVALS = (
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per network call (median over repeats) and milliseconds per ``set_timesteps``."""
+    """Microseconds per network call, and milliseconds per ``set_timesteps(50)``; medians over repeats.
+
+    Attributes
+    ----------
+    title, shape : the rival and the latents
+    ours, stock : µs per call
+    fused : the same with rows compiled by ``torch.compile``; None where that was not asked for
+    floor : µs to read and write the states of one call once
+    cold, warm : ms of our ``set_timesteps`` in a new scheduler, and of the next one
+    stock_setup : ms of the stock one
+    """
 
     title: str
     shape: tuple[int, ...]
     ours: float
     stock: float
-    ours_setup: float
+    fused: float | None
+    floor: float
+    cold: float
+    warm: float
     stock_setup: float
-    add: float
 
     @property
     def ratio(self) -> float:
@@ -57,7 +76,15 @@ class Timing:
         return self.ours / self.stock
 
 
-def time_rival(rival: Rival, shape: tuple[int, ...], steps: int = 20, repeats: int = 15) -> Timing:
+def time_rival(
+    rival: Rival,
+    shape: tuple[int, ...],
+    steps: int = 20,
+    repeats: int = 15,
+    *,
+    device: str = "cpu",
+    fused: bool = False,
+) -> Timing:
     """Time both schedulers on latents of one shape with a model that costs nothing, in turn, in one process.
 
     Every run makes ``steps`` steps; times are divided by the number of network calls a scheduler asks for.
@@ -67,66 +94,96 @@ def time_rival(rival: Rival, shape: tuple[int, ...], steps: int = 20, repeats: i
     from pathline.samplers.schedulers import PathlineScheduler
 
     stock = getattr(diffusers, rival.stock)(**rival.settings)
-    ours = PathlineScheduler.from_config(stock.config, pathline={"method": rival.method, "options": rival.options})
+    settings = {"method": rival.method, "options": rival.options}
+
+    def ours(**more: Any) -> Any:
+        return PathlineScheduler.from_config(stock.config, pathline={**settings, **more})
+
+    runners = {"ours": ours(), "stock": stock} | ({"fused": ours(fused=True)} if fused else {})
     generator = torch.Generator().manual_seed(0)
-    latents, output = torch.randn(2, *shape, generator=generator)
-    times: dict[str, list[float]] = {name: [] for name in ("ours", "stock", "ours_setup", "stock_setup", "add")}
+    latents, output = torch.randn(2, *shape, generator=generator).to(device)
+    times: dict[str, list[float]] = {name: [] for name in (*runners, "clone", "cold", "warm", "stock_setup")}
     for repeat in range(repeats + 2):
-        for name, scheduler in (("ours", ours), ("stock", stock)):
-            setup, call = _run(scheduler, latents, output, steps, hasattr(stock, "scale_model_input"))
-            if repeat >= 2:  # the first runs fill caches
-                times[name].append(call)
-                times[f"{name}_setup"].append(setup)
-        if repeat >= 2:
-            times["add"].append(_clock(lambda: torch.add(latents, output), 20))
+        new: dict[str, float] = {}
+        for name, scheduler in runners.items():
+            new[name] = _run(scheduler, latents, output, steps, hasattr(stock, "scale_model_input"))
+        fresh = ours()
+        for name, scheduler in (("cold", fresh), ("warm", fresh), ("stock_setup", stock)):
+            new[name] = _clock(partial(scheduler.set_timesteps, _SETUP_STEPS, device=device), 1, device)
+        new["clone"] = _clock(latents.clone, 20, device)
+        if repeat >= 2:  # the first runs fill caches and compile
+            for name, value in new.items():
+                times[name].append(value)
     median = {name: statistics.median(values) for name, values in times.items()}
     return Timing(
         rival.title,
         shape,
         1e6 * median["ours"],
         1e6 * median["stock"],
-        1e3 * median["ours_setup"],
-        1e3 * median["stock_setup"],
-        1e6 * median["add"],
+        1e6 * median["fused"] if fused else None,
+        1e6 * median["clone"] / 2 * states_touched(runners["ours"]),
+        *(1e3 * median[name] for name in ("cold", "warm", "stock_setup")),
     )
 
 
-def _run(scheduler: Any, x: torch.Tensor, output: torch.Tensor, steps: int, scaled: bool) -> tuple[float, float]:
-    """Seconds for ``set_timesteps``, and seconds per network call of the loop after it.
+def states_touched(scheduler: Any) -> int:
+    """States that the middle call of the current run must read (output, query, history) or write (prediction, next)."""
+    calls = scheduler.plan.calls
+    call = calls[len(calls) // 2]
+    made = {u.target for u in call.updates} | {call.output}
+    read = {v for u in call.updates for v, _ in u.terms if v >= 0 and v not in made} | {call.query}
+    written = len(call.updates) + call.stored + bool(call.data)
+    return 1 + len(read) + written
+
+
+def _run(scheduler: Any, x: torch.Tensor, output: torch.Tensor, steps: int, scaled: bool) -> float:
+    """Seconds per network call of a pipeline's loop.
 
     ``scaled`` says that pipelines of this family pass their latents through ``scale_model_input``.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        start = time.perf_counter()
-        scheduler.set_timesteps(steps)
-        middle = time.perf_counter()
+
+    def loop(x: torch.Tensor) -> None:
         for t in scheduler.timesteps:
             if scaled:
                 scheduler.scale_model_input(x, t)
             x = scheduler.step(output, t, x, return_dict=False)[0]
-        end = time.perf_counter()
-    return middle - start, (end - middle) / len(scheduler.timesteps)
+
+    with torch.inference_mode(False), torch.no_grad():
+        scheduler.set_timesteps(steps, device=x.device)
+        return _clock(partial(loop, x), 1, str(x.device)) / len(scheduler.timesteps)
 
 
-def _clock(work: Callable[[], Any], count: int) -> float:
+def _clock(work: Callable[[], Any], count: int, device: str) -> float:
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in range(count):
         work()
+    wait()
     return (time.perf_counter() - start) / count
 
 
-def run_overhead(repeats: int = 15, steps: int = 20, out: Path | None = None, progress: bool = True) -> list[Timing]:
+def run_overhead(
+    repeats: int = 15,
+    steps: int = 20,
+    out: Path | None = None,
+    progress: bool = True,
+    *,
+    device: str = "cpu",
+    fused: bool = False,
+) -> list[Timing]:
     """Time all rivals on all shapes, print a table, and optionally write the numbers as JSON."""
     from tqdm.auto import tqdm
 
     cases = [(rival, shape) for shape in SHAPES for rival in RIVALS]
     timings = []
     for rival, shape in tqdm(cases, desc="scheduler overhead", disable=not progress):
-        timings.append(time_rival(rival, shape, steps, repeats))
+        timings.append(time_rival(rival, shape, steps, repeats, device=device, fused=fused))
     _print(timings)
     if out is not None:
         rows = [{**asdict(timing), "ratio": timing.ratio} for timing in timings]
-        write_text(out, json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=2) + "\n")
+        facts = {"threads": torch.get_num_threads(), "device": device, "torch": torch.__version__, "rows": rows}
+        write_text(out, json.dumps(facts, indent=2) + "\n")
     return timings
 
 
@@ -136,23 +193,27 @@ def _print(timings: list[Timing]) -> None:
 
     table = Table(
         title="Scheduler overhead beside the network, per network call",
-        caption=f"median of interleaved repeats, {torch.get_num_threads()} threads, {torch.__version__}; one add = "
-        "torch.add of two latents; ratio below 1: pathline is faster",
+        caption=f"median of interleaved repeats, {torch.get_num_threads()} threads, torch {torch.__version__}; ratio "
+        "below 1: pathline is faster; floor: its states read and written once, in brackets the time over it; set-up: "
+        f"set_timesteps({_SETUP_STEPS}) of a new scheduler, the next one, and the stock one",
         title_justify="left",
         caption_justify="left",
     )
-    headings = ("method", "latents", "pathline µs", "diffusers µs", "ratio", "adds", "one add µs", "setup ms")
+    headings = ["method", "latents", "diffusers µs", "pathline µs", "ratio", "fused µs", "floor µs", "set-up ms"]
+    if timings[0].fused is None:
+        headings.remove("fused µs")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right", no_wrap=True)
     for row in timings:
+        fused = [] if row.fused is None else [f"{row.fused:.1f} ({row.fused / row.floor:.1f})"]
         table.add_row(
             row.title,
             "×".join(map(str, row.shape)),
-            f"{row.ours:.1f}",
             f"{row.stock:.1f}",
-            f"[{'bold green' if row.ratio <= 1 else 'red'}]{row.ratio:.2f}[/]",
-            f"{row.ours / row.add:.1f}",
-            f"{row.add:.2f}",
-            f"{row.ours_setup:.2f} / {row.stock_setup:.2f}",
+            f"{row.ours:.1f} ({row.ours / row.floor:.1f})",
+            f"[{'bold green' if row.ratio <= 1 else 'red'}]{row.ratio:.3f}[/]",
+            *fused,
+            f"{row.floor:.1f}",
+            f"{row.cold:.1f} / {row.warm:.2f} / {row.stock_setup:.2f}",
         )
-    Console(width=max(110, Console().width)).print(table)
+    Console(width=max(120, Console().width)).print(table)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import pathline.evals.overhead as overhead
 from pathline.samplers.schedulers import PathlineScheduler
 
 # numpy says this of the arrays that stock schedulers make from tensors
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("rival", overhead.RIVALS, ids=lambda rival: rival.title)
@@ -41,9 +45,22 @@ def test_table_and_file_hold_every_case(
     monkeypatch.setattr(overhead, "SHAPES", ((1, 4, 8, 8),))
     timings = overhead.run_overhead(repeats=3, steps=4, out=tmp_path / "bench.json", progress=False)
     assert [timing.title for timing in timings] == [rival.title for rival in overhead.RIVALS]
-    assert all(min(timing.ours, timing.stock, timing.add, timing.ours_setup) > 0 for timing in timings)
+    assert all(min(t.ours, t.stock, t.floor, t.cold, t.warm, t.stock_setup) > 0 for t in timings)
     assert replace(timings[0], ours=3.0, stock=2.0).ratio == 1.5
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert len(rows) == len(timings)
     text = capsys.readouterr().out
     assert all(rival.title in text for rival in overhead.RIVALS)
+
+
+def test_the_floor_counts_every_state_of_a_row_once() -> None:
+    def touched(method: str, config: dict[str, Any], **options: Any) -> int:
+        scheduler = PathlineScheduler(pathline={"method": method, "options": options}, **config)
+        scheduler.set_timesteps(10)
+        return overhead.states_touched(scheduler)
+
+    epsilon = {"prediction_type": "epsilon"}
+    assert touched("ddim", epsilon) == 4  # output, query -> data, next
+    assert touched("dpm++", epsilon, order=2) == 5  # and the last data
+    assert touched("ipndm", epsilon) == 8  # and three noises, one of them new, beside the data
+    assert touched("euler", {}) == 4

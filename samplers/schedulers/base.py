@@ -17,6 +17,7 @@ from ..table import Table
 from ..wrappers import is_flow
 from .arguments import Request, read_request
 from .beta_family import BetaFamily
+from .calls import Plan
 from .compiled import Compiled
 from .conversion import CLASS, complete_config, stock_classes, switched, with_stock_solver
 from .data_range import rule_of
@@ -165,11 +166,10 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         ValueError
             Not positive, or the schedule has betas, which nothing shifts.
         """
-        if not isinstance(self._family, FlowFamily) or not float(shift) > 0:
-            kind = (
-                "a flow model" if isinstance(self._family, FlowFamily) else "a schedule with betas, which has no shift"
-            )
-            raise ValueError(f"shift={shift!r} is not possible for {kind}; allowed: positive numbers, for flow models")
+        if not isinstance(self._family, FlowFamily):
+            raise ValueError(f"shift={shift!r} does not apply: this schedule has betas, only flow schedules are shifted")
+        if not float(shift) > 0:
+            raise ValueError(f"shift={shift!r} is not possible; it must be positive")
         self._shift = float(shift)
 
     def set_seed(self, seed: int | None) -> None:
@@ -184,6 +184,11 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
     def table(self) -> Table:
         """The table of the current timesteps, the one that `pathline.samplers.sample` would run."""
         return self._ready().table
+
+    @property
+    def plan(self) -> Plan:
+        """The table cut at its network calls, as `step` executes it from the first one on."""
+        return self._ready().plan(0)
 
     @property
     def nodes(self) -> Nodes:

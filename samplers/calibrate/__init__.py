@@ -1,0 +1,1 @@
+"""Calibration: tables fitted to a network from a handful of trajectories."""
