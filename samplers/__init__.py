@@ -1,6 +1,6 @@
 """How to integrate: every sampler is compiled to a table of coefficients, and one loop runs any table."""
 
-from . import analysis, methods
+from . import analysis, error_bound_grid, methods
 from .adaptive import AdaptiveError, BrownianPath, adaptive_info, brownian_noise, list_adaptive
 from .border import Border
 from .bridge_grids import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
@@ -60,6 +60,7 @@ __all__ = [
     "WrappedModel",
     "adaptive_info",
     "analysis",
+    "error_bound_grid",
     "analytic_first_step",
     "apply_corrector",
     "bbdm_nodes",

@@ -18,6 +18,12 @@ from .numerics import Array
 
 Grid = Callable[..., Array]
 Times = TypeVar("Times", Array, Tensor)
+AYS: dict[str, tuple[float, ...]] = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034),
+}
+"""Noise/signal of the ten steps of "Align Your Steps" (Sabour, Fidler and Kreis 2024); the run ends at 0."""
 TRAIN_STEPS = 1000
 """Number of levels that the diffusers grids assume on a continuous path."""
 
@@ -251,3 +257,33 @@ def beta(path: GaussianPath, levels: int, alpha: float = 0.6, beta: float = 0.6)
     from scipy.stats import beta as distribution
 
     return 1.0 - np.asarray(distribution.ppf(1.0 - np.linspace(0.0, 1.0, levels + 1)[:-1], alpha, beta))
+
+
+@_register
+def ays(path: GaussianPath, levels: int, model: str = "sd15") -> Array:
+    """Published schedules of Align Your Steps; other numbers of levels by interpolation of log(noise/signal).
+
+    The first level is the path's own, where its noise begins.
+
+    Parameters
+    ----------
+    model : {"sd15", "sdxl", "svd"}
+
+    Raises
+    ------
+    ValueError
+        Unknown model, or a path that does not reach these levels.
+    """
+    if model not in AYS:
+        raise unknown_name("schedule of grid 'ays'", model, AYS)
+    ratios = np.log(AYS[model])
+    place = np.linspace(0.0, len(ratios) - 1.0, levels) if levels > 1 else np.zeros(1)
+    lam = -np.interp(place, np.arange(len(ratios)), ratios)
+    lam[0] = path.lambda_min
+    times = times_at(path, lam)
+    if not (np.diff(times) > 0).all():
+        raise ValueError(
+            f"the schedule {model!r} goes from noise/signal {AYS[model][0]:g} to {AYS[model][-1]:g}, which "
+            f"path {path.name!r} does not reach"
+        )
+    return times

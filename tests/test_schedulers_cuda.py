@@ -10,7 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.support.schedulers import METHODS, make
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 
 def start() -> torch.Tensor:

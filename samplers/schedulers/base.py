@@ -167,7 +167,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             Not positive, or the schedule has betas, which nothing shifts.
         """
         if not isinstance(self._family, FlowFamily):
-            raise ValueError(f"shift={shift!r} does not apply: this schedule has betas, only flow schedules are shifted")
+            raise ValueError(f"shift={shift!r} does not apply: this schedule has betas; only flows are shifted")
         if not float(shift) > 0:
             raise ValueError(f"shift={shift!r} is not possible; it must be positive")
         self._shift = float(shift)
