@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from pathline.interpolants import GaussianPath, StochasticInterpolant, unknown_n
 
 from .adaptive import list_adaptive, prepare
 from .border import Model
+from .fitted import check_fit, is_table, open_table
 from .grids import grid_info, make_nodes
 from .guidance import Guidance
 from .keyed_noise import seed_of
@@ -26,6 +28,7 @@ from .thresholding import Thresholding
 
 Process = GaussianPath | StochasticInterpolant
 GridLike = str | Sequence[float] | Array | Nodes
+DEFAULT_GRID = "logsnr"
 
 
 def sample(
@@ -33,10 +36,10 @@ def sample(
     x_init: Tensor,
     *,
     path: Process | None = None,
-    method: str = "dpm++",
+    method: str | Table | os.PathLike[str] = "dpm++",
     nfe: int | None = None,
     steps: int | None = None,
-    grid: GridLike = "logsnr",
+    grid: GridLike | None = None,
     grid_options: Mapping[str, Any] | None = None,
     prediction: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -65,14 +68,15 @@ def sample(
         State at node 0, usually `path.prior(shape, generator)`.
     path : GaussianPath, or the StochasticInterpolant of a bridge
         Required unless the model carries one or `grid` is Nodes. On a bridge x_init is the source.
-    method : str
-        A name of `list_methods()`, or of `list_adaptive()` for a method that chooses its own steps.
+    method : str, Table or path of a file
+        A name of `list_methods()`, or of `list_adaptive()` for a method that chooses its own steps; or a table, or the
+        .safetensors or .json file of one, which has its own levels: then no nfe, steps, grid and options are given.
     nfe, steps : int
         `nfe` is an upper bound on network calls, `steps` the number of steps; give one. Default nfe=10. Adaptive
         methods take no steps, and give up (`AdaptiveError`) when they need more than `nfe` calls, by default never.
     grid : str, increasing times, or Nodes
-        A name of `list_grids()`, or the grid itself (then nfe and steps are not given). For adaptive methods two
-        path times, by default the whole path.
+        A name of `list_grids()`, by default "logsnr", or the grid itself (then nfe and steps are not given). For
+        adaptive methods two path times, by default the whole path.
     grid_options : mapping
         Options of the grid, such as {"rho": 5.0}.
     prediction : {"data", "noise", "velocity", "v", "score"}
@@ -95,7 +99,8 @@ def sample(
     Raises
     ------
     ValueError
-        Before any network call, when something asked for is unknown, impossible or inconsistent.
+        Before any network call, when something asked for is unknown, impossible or inconsistent, or a table was fitted
+        to another kind of network.
     """
     check_start(x_init, guidance)
     path = path if path is not None else getattr(model, "path", None)
@@ -113,13 +118,17 @@ def sample(
     }
     of_tables: dict[str, Any] = {"noise": noise, "hooks": hooks, "callback": callback}
     batched: dict[str, Any] = {"model_kwargs": model_kwargs}
-    if method in list_adaptive():
+    if isinstance(method, str) and method in list_adaptive():
         refused = {"steps": steps, "grid_options": grid_options, "anchors": anchors, **of_tables}
-        adaptive = prepare(method, path, nfe=nfe, grid=grid, refused=refused, options=options)
+        adaptive = prepare(
+            method, path, nfe=nfe, grid=DEFAULT_GRID if grid is None else grid, refused=refused, options=options
+        )
         size = 1 if adaptive.per_sample else size
         one: Callable[..., Any] = partial(adaptive.run, model, **common)
     else:
         table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
+        if is_table(method):
+            check_fit(table, path=path, prediction=prediction, guidance=guidance)
         one = partial(run, table, model, full=True, **common, **of_tables)
         batched["anchors"] = anchors
     result = _in_chunks(one, x_init, size, sample_offset, batched)
@@ -128,11 +137,11 @@ def sample(
 
 def plan(
     path: Process | None,
-    method: str = "dpm++",
+    method: str | Table | os.PathLike[str] = "dpm++",
     *,
     nfe: int | None = None,
     steps: int | None = None,
-    grid: GridLike = "logsnr",
+    grid: GridLike | None = None,
     grid_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Table:
@@ -145,7 +154,13 @@ def plan(
     ValueError
         Contradictory sizes, an unknown name, or an nfe below what one step of the method costs.
     """
+    if isinstance(method, (Table, os.PathLike)) or is_table(method):
+        given = {"nfe": nfe, "steps": steps, "grid": grid, "grid_options": grid_options, **options}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"a table has its own levels and coefficients; leave out {', '.join(extra)}")
+        return open_table(method)
     _check_method(method)
+    grid = DEFAULT_GRID if grid is None else grid
     if not isinstance(grid, str):
         if nfe is not None or steps is not None:
             raise ValueError("an explicit grid fixes the number of steps; leave out nfe and steps")

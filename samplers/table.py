@@ -96,6 +96,8 @@ class Table:
     nodes : dict
         The grid it was compiled on.
     method, options : how it was built, filled in by `build_table`.
+    provenance : dict
+        For a fitted table what it was fitted to, see `fitted.described_fit`; empty for others.
     """
 
     rows: tuple[Row, ...]
@@ -108,6 +110,7 @@ class Table:
     nodes: dict[str, Any] = field(default_factory=dict)
     method: str = "custom"
     options: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def evaluations(self) -> int:
@@ -162,6 +165,10 @@ class Table:
         rows = list(self.rows)
         rows[k] = replace(row, updates=tuple(updates))
         return replace(self, rows=tuple(rows))
+
+    def released(self) -> Table:
+        """A copy that no longer says what it was fitted to, so that it runs on other networks too."""
+        return replace(self, provenance={})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path`: .json (scalar coefficients) or .safetensors (any), atomically.
@@ -262,6 +269,7 @@ def _encode(table: Table, arrays: dict[str, Array]) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "method": table.method,
         "options": table.options,
+        "provenance": table.provenance,
         "frame": table.frame,
         "law": table.law,
         "anchors": list(table.anchors),
@@ -316,4 +324,5 @@ def _decode(content: dict[str, Any], arrays: dict[str, Array]) -> Table:
         nodes=content["nodes"],
         method=content["method"],
         options=content["options"],
+        provenance=content.get("provenance", {}),
     )
