@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -170,6 +170,31 @@ class Table:
         """A copy that no longer says what it was fitted to, so that it runs on other networks too."""
         return replace(self, provenance={})
 
+    def content(self) -> dict[str, Any]:
+        """The table as JSON values, as `save` writes them.
+
+        Raises
+        ------
+        ValueError
+            Array coefficients, which JSON cannot hold.
+        """
+        arrays: dict[str, Array] = {}
+        content = _encode(self, arrays)
+        if arrays:
+            raise ValueError(f"table {self.method!r} has array coefficients, which only a .safetensors file holds")
+        return content
+
+    @staticmethod
+    def from_content(content: Any) -> Table:
+        """The table that `content` gave, checked again in its frame.
+
+        Raises
+        ------
+        ValueError
+            It is not a table, or of a newer format.
+        """
+        return _checked(lambda: _decode(content, {}), "this")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to `path`: .json (scalar coefficients) or .safetensors (any), atomically.
 
@@ -206,28 +231,19 @@ class Table:
         ValueError
             The file is damaged, of a newer format, or not a table.
         """
-        from .frames import check
-
         path = Path(path)
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors import safe_open
 
-                with safe_open(path, framework="np") as f:
-                    text = (f.metadata() or {})["pathline_table"]
-                    arrays = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
-            else:
-                text, arrays = path.read_text(), {}
-            table = _decode(json.loads(text), arrays)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is not a readable pathline table: {error}") from error
-        try:
-            check(table)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path} is not a sound pathline table: {error}") from error
-        return table
+        def read() -> Table:
+            if path.suffix != ".safetensors":
+                return _decode(json.loads(path.read_text()), {})
+            from safetensors import safe_open
+
+            with safe_open(path, framework="np") as f:
+                text = (f.metadata() or {})["pathline_table"]
+                arrays = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+            return _decode(json.loads(text), arrays)
+
+        return _checked(read, str(path))
 
     def describe(self) -> str:
         """The table as text: one line for each evaluation and each update."""
@@ -250,6 +266,22 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.method}, {self.evaluations} evaluations, {len(self.rows)} rows)"
+
+
+def _checked(read: Callable[[], Table], name: str) -> Table:
+    from .frames import check
+
+    try:
+        table = read()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} is not a readable pathline table: {error}") from error
+    try:
+        check(table)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name} is not a sound pathline table: {error}") from error
+    return table
 
 
 def _encode(table: Table, arrays: dict[str, Array]) -> dict[str, Any]:

@@ -55,13 +55,13 @@ def test_another_prediction_or_guidance_is_refused_unless_forced() -> None:
     guided = ClassifierFree(7.5, {})
     check_fit(table(guidance=guided), path=PATH, prediction="noise", guidance=ClassifierFree(7.5, {"y": 1}))
     check_fit(table(guidance=None), prediction="noise", guidance=ClassifierFree(1.0, {}))
-    check_fit(table(guidance=None))  # nothing is known about the network
+    check_fit(table(guidance=guided))  # nothing is known about the network
     cases: list[tuple[Table, dict[str, Any], str]] = [
-        (table(guidance=guided), {"prediction": "noise"}, "guidance 7.5, not none"),
+        (table(guidance=guided), {"guidance": None}, "guidance 7.5, not none"),
         (table(guidance=guided), {"guidance": ClassifierFree(3.0, {})}, "guidance 7.5, not 3"),
         (table(guidance=None), {"guidance": guided}, "guidance none, not 7.5"),
         (table(guidance=None), {"prediction": "velocity"}, "a noise prediction, not velocity"),
-        (table(guidance=guided), {"prediction": "v"}, "a noise prediction, not v and guidance 7.5, not none"),
+        (table(guidance=guided), {"prediction": "v", "guidance": None}, "not v and guidance 7.5, not none"),
     ]
     for fitted, use, message in cases:
         with pytest.raises(ValueError, match=message):

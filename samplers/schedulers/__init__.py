@@ -11,6 +11,7 @@ from diffusers import SchedulerMixin  # pipelines look it up here when they load
 from .base import PathlineScheduler
 from .hub import load_portable, save_portable, write_hub_shim
 from .named import (
+    DCSolverScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DEISScheduler,
@@ -37,6 +38,7 @@ from .named import (
 from .output import PathlineSchedulerOutput
 
 __all__ = [
+    "DCSolverScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISScheduler",

@@ -24,7 +24,7 @@ from .data_range import rule_of
 from .family import Family
 from .flow_family import FlowFamily
 from .forward import ForwardProcess
-from .settings import Settings, read_settings
+from .settings import Settings, read_settings, with_content
 from .spacing import HIDDEN_KEYS, spacing_of
 from .stepper import changes_of
 from .stepping import Stepping
@@ -53,7 +53,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         For every method and both families; goes before clip_sample. What a method stores is computed again from that
         data, see `samplers.thresholding` (stock DDIM with `use_clipped_model_output=True`).
     pathline : dict, optional
-        {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused"}, see `Settings`.
+        {"method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused", "table"}, see `Settings`.
 
     Raises
     ------
@@ -101,7 +101,8 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
     ) -> None:
         # Stock classes drop keys that a source left at its defaults: their defaults are not these.
         kept = {key: value for key, value in self.config.items() if key != "_use_default_values"}
-        self._internal_dict = FrozenDict({**kept, CLASS: type(self).__name__})
+        pathline = with_content(pathline)
+        self._internal_dict = FrozenDict({**kept, "pathline": pathline, CLASS: type(self).__name__})
         config = self.config
         self._settings: Settings = read_settings(pathline, self.default_pathline)
         rule_of(config)  # refused here rather than by the first run

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..fitted import check_fit
 from ..nodes import Nodes
 from ..registry import build_table, method_info
 from ..table import Table
@@ -16,7 +17,7 @@ from .data_range import Rule
 from .family import Family, Schedule, Singles
 from .fused import FusedPlan, can_fuse
 from .late_start import full_table, late_table
-from .settings import Settings
+from .settings import DEFAULT_METHOD, Settings
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ class Compiled:
         Raises
         ------
         ValueError
-            The method cannot run on these nodes, with this kind of network, or in a pipeline at all.
+            The method cannot run on these nodes, with this kind of network, or in a pipeline at all; or a table was
+            made for another path or fitted to another prediction.
         """
-        table = full_table(lambda nodes: build_table(settings.method, nodes, **settings.options), schedule)
+        if settings.table is None:
+            table = full_table(lambda nodes: build_table(settings.method, nodes, **settings.options), schedule)
+        else:
+            table = settings.table
+            check_fit(table, path=family.path, prediction=family.prediction)
         plan = compile_plan(table, family.prediction, family.sign, rule)
         levels = [call.level for call in plan.calls]
         sigmas = np.array([family.sigma(level) for level in (*levels, table.end)]).astype(np.float32)
@@ -84,6 +90,8 @@ class Compiled:
         return self.plans[index]
 
     def _late(self, nodes: Nodes, *, left_out: int) -> Table:
+        if self.settings.table is not None:  # its rows go on from those left out
+            return build_table(DEFAULT_METHOD, nodes)
         method = self.settings.method
         options = method_info(method).late_options(self.schedule.nodes, self.settings.options, left_out)
         options.pop("afs", None)  # an analytic first step is for pure noise

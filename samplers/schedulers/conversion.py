@@ -88,7 +88,7 @@ def switched(config: Mapping[str, Any], before: Mapping[str, Any], after: Mappin
         return {**config, "pathline": merged}
     method, options = solver_of(config, after["method"])
     own = {"method": method} if method != after["method"] else {}
-    rest = {key: value for key, value in given.items() if key not in ("method", "options")}
+    rest = {key: value for key, value in given.items() if key not in ("method", "options", "table")}
     return {**config, "pathline": {**rest, **own, **({"options": options} if options else {})}}
 
 

@@ -14,9 +14,10 @@ from pathline.interpolants import unknown_name
 from ..adaptive import list_adaptive
 from ..grids import list_grids
 from ..registry import COMMON_OPTIONS, method_info
+from ..table import Table
 from ..transforms import AnalyticStart
 
-_KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused")
+_KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused", "table")
 DEFAULT_METHOD = "dpm++"
 
 
@@ -43,6 +44,8 @@ class Settings:
         Shift used where `use_dynamic_shifting` is on and the pipeline sends no mu.
     fused : bool
         Execute each row as one function compiled by `torch.compile`: one kernel, after seconds of compilation.
+    table : Table or None
+        Runs instead of a method, on its own levels; in the config the name of its file, or its content.
     """
 
     method: str = DEFAULT_METHOD
@@ -53,6 +56,7 @@ class Settings:
     exact_sigmas: bool = False
     mu: float | None = None
     fused: bool = False
+    table: Table | None = None
 
 
 def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Settings:
@@ -93,16 +97,35 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
     if isinstance(options.get("afs"), Mapping):
         options["afs"] = _analytic_start(options["afs"])
     mu = merged.get("mu")
+    table = _table(given)
     return Settings(
         method=info.name,
         options=options,
-        grid=_grid(merged.get("grid")),
+        grid=_grid(merged.get("grid")) if table is None else tuple(table.nodes["time"]),
         grid_options=dict(merged.get("grid_options") or {}),
         seed=_seed(merged.get("seed")),
         exact_sigmas=bool(merged.get("exact_sigmas", False)),
         mu=None if mu is None else float(mu),
         fused=bool(merged.get("fused", False)),
+        table=table,
     )
+
+
+def with_content(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The config's `pathline` value with the content of a table's file in the place of its name, if JSON holds it."""
+    if given is None or not isinstance(given.get("table"), str):
+        return None if given is None else dict(given)
+    table = Table.load(given["table"])
+    return dict(given) if table.has_arrays else {**given, "table": table.content()}
+
+
+def _table(given: Mapping[str, Any]) -> Table | None:
+    value = given.get("table")
+    if value is None:
+        return None
+    if extra := [key for key in ("method", "options", "grid", "grid_options") if given.get(key)]:
+        raise ValueError(f"a table has its own levels and coefficients; leave out {', '.join(extra)}")
+    return Table.load(value) if isinstance(value, str) else Table.from_content(value)
 
 
 def _check_json(key: str, value: Any) -> None:
