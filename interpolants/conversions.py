@@ -107,7 +107,7 @@ def coefficients(
     return float(c_x), float(c_out)
 
 
-def convert(x: Tensor, output: Tensor, point: PathPoint, source: str, target: str) -> Tensor:
+def convert(x: Tensor, output: Tensor, point: PathPoint, source: str, target: str, *, checked: bool = True) -> Tensor:
     """Turn a network output of kind `source` at state `x` into kind `target`.
 
     Parameters
@@ -118,6 +118,8 @@ def convert(x: Tensor, output: Tensor, point: PathPoint, source: str, target: st
         The path at the times of the samples; entries of shape () or (B,).
     source, target : str
         Two of `PREDICTIONS`.
+    checked : bool
+        Look whether the conversion is defined at every sample, which waits for the values.
 
     Raises
     ------
@@ -131,7 +133,6 @@ def convert(x: Tensor, output: Tensor, point: PathPoint, source: str, target: st
     signal, noise, signal_rate, noise_rate = (as_float_tensor(entry) for entry in point)
     top_x, top_out, divisor = _solve((signal, noise, signal_rate, noise_rate), source, target)
     c_x, c_out = as_float_tensor(top_x / divisor), as_float_tensor(top_out / divisor)
-    defined = c_x.isfinite() & c_out.isfinite()
-    if not holds(defined):
+    if checked and not holds(c_x.isfinite() & c_out.isfinite()):
         raise _refusal(source, target, signal.detach().tolist(), noise.detach().tolist())
     return match(c_x, output) * x + match(c_out, output) * output

@@ -58,7 +58,11 @@ def keyed_normal(
     """
     index = torch.as_tensor(samples, dtype=torch.int64, device=device)
     shared = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
-    return normals(sample_keys(index, _signed(shared)), shape, dtype)
+    keys = sample_keys(index, _signed(shared))
+    if torch.compiler.is_compiling():  # one node of the graph; a cipher for every draw would take minutes to compile
+        double = dtype == torch.float64
+        return torch.ops.pathline.normals(keys, list(shape), double).to(dtype)
+    return normals(keys, shape, dtype)
 
 
 def noise_keys(seed: int, rows: Tensor, slots: Tensor) -> Tensor:
@@ -85,6 +89,16 @@ def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         radius, angle = _polar(keys, place, wide)
         drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
     return drawn.reshape(len(keys), *shape).to(dtype)
+
+
+@torch.library.custom_op("pathline::normals", mutates_args=())
+def _normals_of(keys: Tensor, shape: list[int], double: bool) -> Tensor:
+    return normals(keys, shape, torch.float64 if double else torch.float32)
+
+
+@_normals_of.register_fake
+def _(keys: Tensor, shape: list[int], double: bool) -> Tensor:
+    return keys.new_empty((len(keys), *shape), dtype=torch.float64 if double else torch.float32)
 
 
 def _polar(keys: Tensor, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

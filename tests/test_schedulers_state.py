@@ -36,6 +36,48 @@ def test_every_begin_index_reaches_the_data(family: str, method: str) -> None:
             torch.testing.assert_close(x, data, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "config", [{"prediction_type": "epsilon", "timestep_spacing": "leading"}, {}], ids=["betas", "flow"]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_begin_index_runs_where_the_last_level_is_repeated(method: str, config: dict[str, Any]) -> None:
+    """The last call of such a run has nothing to do."""
+    scheduler = PathlineScheduler(final_sigmas_type="sigma_min", pathline={"method": method, "seed": 0}, **config)
+    scheduler.set_timesteps(5)
+    for begin in range(len(scheduler.timesteps)):
+        scheduler.set_timesteps(5)
+        scheduler.set_begin_index(begin)
+        x = steps_over(scheduler, latents(), scheduler.timesteps[begin:])
+        assert torch.isfinite(x).all()
+        with pytest.raises(ValueError, match="call set_timesteps for a new run"):
+            scheduler.step(x, scheduler.timesteps[-1], x)
+
+
+@pytest.mark.parametrize("form", ["clone", "float"])
+@pytest.mark.parametrize("method", ["heun", "edm", "runge-kutta", "langevin-pc", "dpm++"])
+def test_a_run_that_begins_by_value_opens_a_step(method: str, form: str) -> None:
+    """With the exact velocity of one data point; entries of two calls are equal."""
+    scheduler, data = make("flow", method=method, seed=0), latents(2)
+    scheduler.set_timesteps(5)
+    for entry in scheduler.timesteps.unique():
+        scheduler.set_timesteps(5)
+        given = entry.clone() if form == "clone" else float(entry)
+        x = scheduler.add_noise(data, latents(3), entry.repeat(len(data)))
+        x = scheduler.step(point_mass(scheduler, data, x, entry), given, x).prev_sample
+        for t in scheduler.timesteps[scheduler.step_index :]:
+            x = scheduler.step(point_mass(scheduler, data, x, t), t, x).prev_sample
+        torch.testing.assert_close(x, data, rtol=0, atol=2e-4)
+        assert scheduler.step_index == len(scheduler.timesteps)
+
+
+def test_a_compiled_loop_says_that_it_needs_a_begin_index() -> None:
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(3)
+    times = list(scheduler.timesteps)
+    with pytest.raises(Exception, match=r"call scheduler\.set_begin_index"):
+        torch.compile(lambda x: scheduler.step(x, times[0], x, return_dict=False)[0], fullgraph=True)(latents())
+
+
 @pytest.mark.parametrize("family", ["betas", "flow"])
 @pytest.mark.parametrize("method", ["dpm++", "unipc", "heun", "ipndm"])
 def test_a_late_start_is_a_fresh_run(family: str, method: str) -> None:

@@ -31,6 +31,16 @@ class Request(NamedTuple):
     rule: Rule | None = None
 
 
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the counts and shifts of a scheduler's config are positive."""
+    steps = config["num_train_timesteps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"num_train_timesteps={steps!r} is not possible; it is a whole number of at least 1")
+    for key in ("shift", "flow_shift"):
+        if not float(config[key]) > 0:
+            raise ValueError(f"{key}={config[key]!r} is not possible; it must be positive")
+
+
 def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:
     """The arguments of `set_timesteps`, checked; a trailing sigma 0 is dropped, with its timestep.
 
@@ -54,7 +64,7 @@ def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:
     if given is not None:  # pipelines send their default number along with a list of the user's
         return Request(len(given), labels, levels)
     count = int(steps or 0)
-    if count < 1 or count != steps:
+    if isinstance(steps, bool) or count < 1 or count != steps:
         raise ValueError(f"num_inference_steps={steps!r} is not possible; a whole number, at least 1 step, is needed")
     return Request(count)
 

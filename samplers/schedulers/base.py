@@ -15,7 +15,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from ..nodes import Nodes
 from ..table import Table
 from ..wrappers import is_flow
-from .arguments import Request, read_request
+from .arguments import Request, check_numbers, read_request
 from .beta_family import BetaFamily
 from .calls import Plan
 from .compiled import Compiled
@@ -105,6 +105,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         self._internal_dict = FrozenDict({**kept, "pathline": pathline, CLASS: type(self).__name__})
         config = self.config
         self._settings: Settings = read_settings(pathline, self.default_pathline)
+        check_numbers(config)
         rule_of(config)  # refused here rather than by the first run
         self._family: Family = FlowFamily(config) if is_flow(config) else BetaFamily(config)
         self._cache: OrderedDict[Request, Compiled] = OrderedDict()

@@ -61,12 +61,14 @@ class Plan:
     """The calls of a table; `lead` is computed from the initial state before the first one.
 
     With a `rule`, every call's data prediction goes through it, and the output value is computed from the result.
+    `before_step` counts the first calls of a late start that belong to a step begun before.
     """
 
     table: Table
     lead: tuple[Update, ...]
     calls: tuple[Call, ...]
     rule: Rule | None = None
+    before_step: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """A plan never changes, so copies of a scheduler in mid-run share it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..fitted import check_fit
@@ -85,8 +86,9 @@ class Compiled:
                     f"call {index} is not possible, this run has {len(calls)} calls (0 to {len(calls) - 1}); "
                     "call set_timesteps for a new run"
                 )
-            table = late_table(self._late, self.schedule, [call.level for call in calls[index:]])
-            self.plans[index] = compile_plan(table, self.family.prediction, self.family.sign, self.rule)
+            table, before = late_table(self._late, self.schedule, [call.level for call in calls[index:]])
+            plan = compile_plan(table, self.family.prediction, self.family.sign, self.rule)
+            self.plans[index] = replace(plan, before_step=before)
         return self.plans[index]
 
     def _late(self, nodes: Nodes, *, left_out: int) -> Table:
@@ -109,13 +111,20 @@ class Compiled:
         """The call that a timestep belongs to.
 
         An entry of the timesteps shown to the pipeline is recognised by its place in memory, which needs no read
-        from the device; anything else is compared by value, the first of equal entries counting.
+        from the device; anything else is compared by value. Of equal entries the one that opens a step counts.
 
         Raises
         ------
         ValueError
             An integer that is an index of the timesteps and nowhere near any of their values.
+        RuntimeError
+            While a compiler traces the loop, which cannot look at a timestep.
         """
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a compiled loop cannot look up where it begins: call scheduler.set_begin_index(0) after "
+                "set_timesteps, outside of the compiled function"
+            )
         if isinstance(timestep, Tensor):
             same = timestep.numel() and timestep.untyped_storage().data_ptr() == shown.untyped_storage().data_ptr()
             if same and timestep.dtype == shown.dtype:
@@ -131,4 +140,5 @@ class Compiled:
                 f"timestep {int(value)} is an index, not a time; pass the entries of scheduler.timesteps "
                 f"({self.timesteps[0]:g} to {self.timesteps[-1]:g})"
             )
-        return nearest
+        equal = [int(k) for k in np.flatnonzero(self.timesteps == self.timesteps[nearest])]
+        return next((k for k in equal if len(equal) > 1 and self.plan(k).before_step == 0), nearest)

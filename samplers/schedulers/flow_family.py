@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,17 +76,19 @@ class FlowFamily(Family):
             return self.on_grid(settings, len(given) if given is not None else request.steps)
         if given is not None:
             sigmas = np.array(given)
+            _check("sigmas", sigmas)
             if not settings.exact_sigmas:
                 sigmas = self.shifted(sigmas, request)
         elif labels is not None:
             sigmas = self._unlabelled(labels)  # final labels: a shift would part them from their sigmas
+            _check("timesteps", sigmas, labels, self.train_steps)
         else:
             sigmas = (
                 self._of_betas(request)
                 if request.spacing.flow == "betas"
                 else self.shifted(self._spaced(request), request)
             )
-        _check(sigmas)
+        _check("sigmas", sigmas)
         fixed = None if labels is None else np.array(labels)
         end = 0.0 if self.final == "zero" else float(sigmas[-1])
         if end and request.spacing.ends_on_betas:
@@ -181,12 +184,14 @@ def _is_uniform(sigmas: tuple[float, ...]) -> bool:
     return bool(np.allclose(sigmas, np.linspace(1.0, 1.0 / count, count), rtol=0, atol=1e-6))
 
 
-def _check(sigmas: Array) -> None:
+def _check(name: str, sigmas: Array, shown: Sequence[float] | None = None, highest: int = 1) -> None:
+    """Raise unless sigmas, `shown` to the caller as argument `name`, lie in (0, 1] and fall."""
+    values = sigmas if shown is None else np.array(shown)
     if not ((sigmas > 0).all() and (sigmas <= 1).all()):
-        bad = float(sigmas[np.argmax((sigmas <= 0) | (sigmas > 1))])
+        bad = float(values[np.argmax((sigmas <= 0) | (sigmas > 1))])
         raise ValueError(
-            f"sigmas of a flow model lie in (0, 1], got {bad:g}; models with other levels need a noise schedule"
+            f"{name} of a flow model lie in (0, {highest}], got {bad:g}; models with other levels need a noise schedule"
         )
     if not (np.diff(sigmas) < 0).all():
         i = int(np.argmax(np.diff(sigmas) >= 0))
-        raise ValueError(f"sigmas must decrease, but go from {sigmas[i]:g} to {sigmas[i + 1]:g} at entry {i + 1}")
+        raise ValueError(f"{name} must decrease, but go from {values[i]:g} to {values[i + 1]:g} at entry {i + 1}")

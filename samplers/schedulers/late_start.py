@@ -31,7 +31,7 @@ def full_table(build: Build, schedule: Schedule) -> Table:
     return with_idle_call(table) if schedule.idle_end else table
 
 
-def late_table(build: BuildLate, schedule: Schedule, levels: Sequence[Level]) -> Table:
+def late_table(build: BuildLate, schedule: Schedule, levels: Sequence[Level]) -> tuple[Table, int]:
     """A fresh run over calls at exactly `levels`, the remaining ones of a run.
 
     The method restarts, with empty history, at the first of them that is a node and from which its fresh calls
@@ -45,6 +45,10 @@ def late_table(build: BuildLate, schedule: Schedule, levels: Sequence[Level]) ->
     schedule : Schedule
     levels : sequence of Level
         At least one.
+
+    Returns
+    -------
+    The table, and how many calls come before the step at which it restarts.
     """
     nodes = schedule.nodes
     ahead = nodes.time[nodes.time >= levels[0].time - _SAME_TIME]
@@ -56,21 +60,27 @@ def late_table(build: BuildLate, schedule: Schedule, levels: Sequence[Level]) ->
             continue
         table = full_table(partial(build, left_out=place), replace(schedule, nodes=nodes.part(place)))
         if _same_calls(table, levels[skipped:]):
-            return _prepended(table, levels[:skipped])
+            return _prepended(table, levels[:skipped]), skipped
     return _substitute(schedule, levels)
 
 
-def _substitute(schedule: Schedule, levels: Sequence[Level]) -> Table:
-    """DPM-Solver++ over the levels, from the last one at which the run turns back to more noise."""
+def _substitute(schedule: Schedule, levels: Sequence[Level]) -> tuple[Table, int]:
+    """DPM-Solver++ over the levels, from the last one at which the run turns back to more noise.
+
+    Calls at the end's own level have nothing left to do.
+    """
     end = schedule.nodes.level(schedule.nodes.steps)
-    calls = levels[:-1] if schedule.idle_end else levels
+    calls = [level for level in levels if level.time < end.time - _SAME_TIME]
     turns = [k for k in range(1, len(calls)) if calls[k].time <= calls[k - 1].time + _SAME_TIME]
     first = turns[-1] if turns else 0
-    rest = [*calls[first:], end]
-    signal, noise, time = (np.array([level[k] for level in rest]) for k in (1, 2, 0))
-    nodes = Nodes(signal, noise, time, schedule.nodes.path)
-    table = full_table(lambda grid: build_table("dpm++", grid), replace(schedule, nodes=nodes))
-    return _prepended(table, levels[:first])
+    if calls:
+        signal, noise, time = (np.array([level[k] for level in (*calls[first:], end)]) for k in (1, 2, 0))
+        table = build_table("dpm++", Nodes(signal, noise, time, schedule.nodes.path))
+    else:
+        table = Table(rows=(), start=end, end=end, result=0, nodes=schedule.nodes.config(), method="idle")
+    for _ in range(len(levels) - len(calls)):
+        table = with_idle_call(table)
+    return _prepended(table, calls[:first]), first
 
 
 def with_idle_call(table: Table) -> Table:

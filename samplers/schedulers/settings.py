@@ -75,11 +75,14 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
         Unknown keys, method, options or grid, each with the nearest valid names; a method without a table; values
         that a config file cannot hold.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"pathline={given!r} is not possible; give a dict, such as pathline={{'method': 'unipc'}}")
     given = dict(given or {})
     for key, value in given.items():
         if key not in _KEYS:
             raise unknown_name("key of the scheduler setting 'pathline'", key, _KEYS)
         _check_json(key, value)
+        _check_kind(key, value)
     merged = {**defaults, **given}
     method = str(merged.get("method", DEFAULT_METHOD))
     if method in list_adaptive():
@@ -88,6 +91,11 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
             "run; use pathline.samplers.sample(...) with from_diffusers(network, scheduler)"
         )
     info = method_info(method)
+    if "bridge" in info.requires:
+        raise ValueError(
+            f"method {method!r} runs on bridges, of which a diffusers scheduler knows nothing; use "
+            "pathline.samplers.sample(...) on bridge nodes"
+        )
     options = dict(given.get("options") or {})
     if info.name == defaults.get("method"):
         options = {**defaults.get("options", {}), **options}
@@ -113,8 +121,8 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
 
 def with_content(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The config's `pathline` value with the content of a table's file in the place of its name, if JSON holds it."""
-    if given is None or not isinstance(given.get("table"), str):
-        return None if given is None else dict(given)
+    if not isinstance(given, Mapping) or not isinstance(given.get("table"), str):
+        return given if not isinstance(given, Mapping) else dict(given)
     table = Table.load(given["table"])
     return dict(given) if table.has_arrays else {**given, "table": table.content()}
 
@@ -136,6 +144,20 @@ def _check_json(key: str, value: Any) -> None:
             f"{key}={value!r} of the scheduler setting 'pathline' cannot be saved in a config file ({error}); give "
             "numbers, text, lists and dicts, or use pathline.samplers.sample(...)"
         ) from None
+
+
+def _check_kind(key: str, value: Any) -> None:
+    kinds: dict[str, tuple[type, ...]] = {
+        "options": (Mapping,),
+        "grid_options": (Mapping,),
+        "exact_sigmas": (bool,),
+        "fused": (bool,),
+        "mu": (int, float),
+    }
+    allowed = kinds.get(key, (object,))
+    if value is not None and not (isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))):
+        words = " or ".join("dict" if kind is Mapping else kind.__name__ for kind in allowed)
+        raise ValueError(f"{key}={value!r} of the scheduler setting 'pathline' is not possible; it is a {words}")
 
 
 def _analytic_start(given: Mapping[str, Any]) -> AnalyticStart:

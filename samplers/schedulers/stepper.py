@@ -204,6 +204,11 @@ class Stepper:
         return state, data
 
     def _open(self, output: Tensor, sample: Tensor) -> None:
+        if output.shape != sample.shape:
+            raise ValueError(
+                f"model_output has shape {tuple(output.shape)} and sample {tuple(sample.shape)}; they must be the same "
+                "(a network that predicts a variance too gives twice the channels: pass the first half)"
+            )
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self._combine = Combiner(sample.device)
         self.values = self._initial(sample, wide)

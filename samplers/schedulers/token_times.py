@@ -44,6 +44,7 @@ class TokenRun:
         levels = [*(call.level for call in calls), compiled.table.end]
         self._levels = np.array([(level.signal, level.noise) for level in levels])
         self._labels = compiled.timesteps
+        self._shown: tuple[Tensor, Tensor] | None = None
         self._elsewhere: dict[int, Tensor] = {}  # register -> tokens that were at another level when it was made
 
     def advance(
@@ -85,6 +86,13 @@ class TokenRun:
         data = None if data is None else torch.where(here, data, own_data)
         return stepper.end(call, *stepper.rounded(call, data, output.dtype))
 
+    def _on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and (signal, noise) of the run's levels on the device of `like`, copied there once."""
+        if self._shown is None or self._shown[1].device != like.device or self._shown[1].dtype != like.dtype:
+            labels = torch.as_tensor(self._labels, device=like.device)
+            self._shown = labels, torch.as_tensor(self._levels, device=like.device, dtype=like.dtype)
+        return self._shown
+
     def _after(self, call: Call, here: Tensor, outputs: set[int]) -> Tensor:
         """Tokens whose new state would go on from a state of another level; notes where all new registers were made."""
         nowhere = torch.zeros_like(here)
@@ -106,10 +114,10 @@ class TokenRun:
         family, wide = self._family, query.dtype
         signal, noise = (level.to(wide) for level in family.forward(times))
         rates = (torch.ones_like(signal), -torch.ones_like(signal))  # only of flows, where they are constant
-        data = convert(query, raw * family.sign, PathPoint(signal, noise, *rates), family.prediction, "data")
-        labels = torch.as_tensor(self._labels, device=query.device)
+        point = PathPoint(signal, noise, *rates)
+        data = convert(query, raw * family.sign, point, family.prediction, "data", checked=False)
+        labels, levels = self._on(query)
         lower = (labels >= times[..., None] - self._slack).sum(-1)
-        levels = torch.as_tensor(self._levels, device=query.device, dtype=wide)
         to_signal, to_noise = levels[torch.where(here, index + 1, lower)].unbind(-1)
         rises = to_noise * signal > noise * to_signal  # below the last level there is nothing to do
         to_signal, to_noise = torch.where(rises, signal, to_signal), torch.where(rises, noise, to_noise)
