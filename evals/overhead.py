@@ -42,6 +42,8 @@ RIVALS = (
     Rival("DDIM", "DDIMScheduler", {"clip_sample": False, **_BETAS}, "ddim", {}),
     Rival("Euler", "EulerDiscreteScheduler", _BETAS, "euler", {}),
     Rival("Heun", "HeunDiscreteScheduler", _BETAS, "heun", {}),
+    Rival("DDPM", "DDPMScheduler", {"clip_sample": False, **_BETAS}, "ddpm", {}),
+    Rival("Euler ancestral", "EulerAncestralDiscreteScheduler", _BETAS, "euler-ancestral", {}),
     Rival("Euler, flow", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "euler", {}),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,15 @@ class Combiner:
     def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:
         key = id(c)
         if key not in self._arrays:
+            check_fits(c, like.shape[1:])
             self._arrays[key] = torch.as_tensor(c, device=self.device)
         return self._arrays[key].to(like.dtype)
+
+
+def check_fits(c: np.ndarray[Any, Any], shape: Sequence[int]) -> None:
+    """Raise ValueError unless a coefficient for each coordinate belongs to samples of this shape."""
+    if c.ndim > len(shape) or any(n not in (1, m) for n, m in zip(c.shape[::-1], tuple(shape)[::-1], strict=False)):
+        raise ValueError(f"the table has coefficients for samples of shape {c.shape}, not {tuple(shape)}")
 
 
 def affine(query: Tensor, output: Tensor, on_query: float, on_output: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+_BLOCK = 1 << 14  # pairs: 128 KB of bits
+_REMEMBERED = 1 << 16
 
 
 def seed_of(generator: torch.Generator) -> int:
@@ -37,6 +40,7 @@ def keyed_normal(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    own: Tensor | None = None,
 ) -> Tensor:
     """Standard normals of shape (B, *shape) for B global sample indices.
 
@@ -51,6 +55,8 @@ def keyed_normal(
     row, slot : int
         Where in the run the noise is used.
     dtype : floating dtype of the result; float32 and float64 results agree to rounding.
+    own : (B,) int64 tensor, optional
+        `own_keys(samples)`, for callers that draw often.
 
     Returns
     -------
@@ -58,7 +64,7 @@ def keyed_normal(
     """
     index = torch.as_tensor(samples, dtype=torch.int64, device=device)
     shared = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
-    keys = sample_keys(index, _signed(shared))
+    keys = _mix_tensor((own_keys(index) if own is None else own) ^ _signed(shared))
     if torch.compiler.is_compiling():  # one node of the graph; a cipher for every draw would take minutes to compile
         double = dtype == torch.float64
         return torch.ops.pathline.normals(keys, list(shape), double).to(dtype)
@@ -72,7 +78,12 @@ def noise_keys(seed: int, rows: Tensor, slots: Tensor) -> Tensor:
 
 def sample_keys(index: Tensor, shared: int | Tensor) -> Tensor:
     """Keys of samples (B,) from the part they share, an integer or an int64 tensor that broadcasts with (B,)."""
-    return _mix_tensor(_mix_tensor(index * _signed(_GAMMA)) ^ shared)
+    return _mix_tensor(own_keys(index) ^ shared)
+
+
+def own_keys(index: Tensor) -> Tensor:
+    """The part of their keys that samples do not share, for `keyed_normal(own=...)`."""
+    return _mix_tensor(index * _signed(_GAMMA))
 
 
 def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -80,15 +91,30 @@ def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     half = (count + 1) // 2
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    place = torch.arange(count if torch.compiler.is_compiling() else half, device=keys.device)
     if torch.compiler.is_compiling():  # one kernel without a concatenation, which torch 2.13 miscompiles on the host
+        place = torch.arange(count, device=keys.device)
         first = place < half
-        radius, angle = _polar(keys, torch.where(first, place, place - half), wide)
+        radius, angle = _polar(_mix_tensor(keys[:, None] + _counter(torch.where(first, place, place - half))), wide)
         drawn = radius * torch.where(first, torch.cos(angle), torch.sin(angle))
     else:
-        radius, angle = _polar(keys, place, wide)
-        drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+        drawn = torch.empty((len(keys), 2 * half), dtype=wide, device=keys.device)
+        _fill(drawn, keys, half)
+        drawn = drawn[:, :count]
     return drawn.reshape(len(keys), *shape).to(dtype)
+
+
+def _fill(drawn: Tensor, keys: Tensor, half: int) -> None:
+    """Box–Muller pairs of all streams, on the host in pieces that stay in its cache."""
+    counter = _counters(half, keys.device) if half <= _REMEMBERED else _counter(torch.arange(half, device=keys.device))
+    width, rows = (half, len(keys)) if keys.device.type != "cpu" else (min(half, _BLOCK), max(1, _BLOCK // half))
+    for row in range(0, len(keys), rows):
+        for start in range(0, half, width):
+            part = slice(start, min(start + width, half))
+            bits = _mix_in_place(keys[row : row + rows, None] + counter[part])
+            radius, angle = _polar(bits, drawn.dtype)
+            out = drawn[row : row + rows]
+            torch.mul(radius, torch.cos(angle), out=out[:, part])
+            torch.mul(radius, torch.sin(angle), out=out[:, half + part.start : half + part.stop])
 
 
 @torch.library.custom_op("pathline::normals", mutates_args=())
@@ -101,15 +127,24 @@ def _(keys: Tensor, shape: list[int], double: bool) -> Tensor:
     return keys.new_empty((len(keys), *shape), dtype=torch.float64 if double else torch.float32)
 
 
-def _polar(keys: Tensor, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Radius and angle (B, n) of Box–Muller pairs at places (n,) of the streams of keys (B,)."""
-    bits = _mix_tensor(keys[:, None] + (place + 1) * _signed(_GAMMA))
+def _counter(place: Tensor) -> Tensor:
+    return (place + 1) * _signed(_GAMMA)
+
+
+@lru_cache(maxsize=4)
+def _counters(half: int, device: torch.device) -> Tensor:
+    return _counter(torch.arange(half, device=device))
+
+
+def _polar(bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Radius and angle of Box–Muller pairs from the high and the low 32 bits."""
     radius = torch.sqrt(-2.0 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF, dtype)))
     return radius, (2.0 * math.pi) * _unit(bits & 0xFFFFFFFF, dtype)
 
 
 def _unit(integers: Tensor, dtype: torch.dtype) -> Tensor:
-    return (integers.to(dtype) + 0.5) * 2.0**-32
+    """(n + 1/2)·2⁻³², never 0."""
+    return torch.add(torch.full((), 2.0**-33, dtype=dtype, device=integers.device), integers.to(dtype), alpha=2.0**-32)
 
 
 def _signed(value: int) -> int:
@@ -128,6 +163,17 @@ def _mix_tensor(value: Tensor) -> Tensor:
     value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
     value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
     return value ^ _shift(value, 31)
+
+
+def _mix_in_place(value: Tensor) -> Tensor:
+    """`_mix_tensor` in the memory of its argument, and of one tensor more."""
+    spare = torch.empty_like(value)
+    for by, factor in ((30, _MIX_1), (27, _MIX_2), (31, None)):
+        torch.bitwise_right_shift(value, by, out=spare)
+        value.bitwise_xor_(spare.bitwise_and_((1 << (64 - by)) - 1))
+        if factor is not None:
+            value.mul_(_signed(factor))
+    return value
 
 
 def _shift(value: Tensor, by: int) -> Tensor:

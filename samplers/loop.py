@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .border import Model, TableBorder
-from .combine import Combiner
+from .combine import Combiner, check_fits
 from .describe import value_names
 from .guidance import Guidance
 from .keyed_noise import keyed_normal, seed_of
@@ -81,6 +81,9 @@ def run(
         After the run, naming the first row whose registers were not finite.
     """
     check_start(x_init, guidance)
+    for _, c in table.coefficients():
+        if isinstance(c, np.ndarray):
+            check_fits(c, x_init.shape[1:])
     values = _initial_values(table, x_init, anchors or {})
     border = TableBorder(table, model, x_init, prediction, guidance, thresholding)
     index = _sample_indices(samples, x_init)

@@ -247,7 +247,7 @@ def build_table(
     if afs:
         table = analytic_first_step(table, "unit" if afs is True else afs)
     shown = afs.recorded() if isinstance(afs, AnalyticStart) else afs
-    given = info.options | options | ({"afs": shown} if afs else {})
+    given = info.options | options | table.options | ({"afs": shown} if afs else {})  # a builder's own record wins
     given |= {"heavy_ball": heavy_ball} if heavy_ball != 1.0 else {}
     table = replace(table, method=method, options={k: _json(v) for k, v in given.items()})
     check(table)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pathline.interpolants import GaussianPath, LinearPath, VPPath
 from pathline.samplers import Result, Table, method_info, sample
+from pathline.samplers.compensation import CascadeRegression
 from pathline.samplers.files import replacing
 from support.bridges import bridge_goldens, reproduce_bridge
-from support.goldens import FOLDER, denoiser, index, mixture, parities, reproduce
+from support.goldens import FOLDER, PREDICTED, denoiser, index, mixture, parities, reproduce
 
 TOLERANCE = 1e-9
 COMMAND = "python tests/golden_table.py --out docs/goldens.md"
@@ -68,6 +69,9 @@ def lines() -> Iterator[Line]:
     for name in ADAPTIVE:
         done.add(name)
         yield adaptive(name)
+    for name in PREDICTED:
+        done.add(name)
+        yield predicted(name)
     for name in bridge_goldens():
         done.add(name)
         yield measured(name, reproduce_bridge(name), None)
@@ -88,6 +92,18 @@ def adaptive(golden: str) -> Line:
     error = relative_error(ours.sample, torch.tensor(stored["sample"]))
     remark = "official step sizes pass through float32" if official else ""
     return Line(golden, method, written(options), ours.evaluations, error, float(case["tol"]), remark)
+
+
+def predicted(golden: str) -> Line:
+    """The line of compensation ratios that the released regression predicts."""
+    stored = np.load(FOLDER / f"{golden}.npz")
+    coefficients = tuple(tuple(tuple(row) for row in block) for block in stored["coeffs"].tolist())
+    regression = CascadeRegression(coefficients, nfe=(1, 50), guidance=(0.0, 20.0))
+    error = 0.0
+    for (guidance, nfe), ratios in zip(stored["queries"], stored["sample"], strict=True):
+        ours = torch.tensor(regression.predict(int(nfe), float(guidance)))
+        error = max(error, relative_error(ours, torch.tensor(ratios[: int(nfe)])))
+    return Line(golden, "dc-solver", "", 0, error, TOLERANCE, "ratios predicted by cascade polynomial regression")
 
 
 def linear_velocity(x: Tensor, t: Tensor) -> Tensor:

@@ -65,12 +65,9 @@ def test_references_do_not_depend_on_the_time_labels_of_the_nodes() -> None:
 def test_parts_of_a_batch_have_the_references_of_the_whole() -> None:
     path = LinearPath()
     target = GaussianMixture([0.5, 0.5], [[-1.0] * 6, [1.0] * 6], std=[0.2, 0.3], classes=[0, 1])
-    free = ClassifierFree(2.0, {"labels": -1}, batched=False)
+    free = ClassifierFree(2.0, {"labels": torch.full((7,), -1)})
     problem = Problem(target.as_model(path, "velocity"), path, "velocity", free, {"labels": torch.arange(7) % 2})
     nodes, x = make_nodes(path, "time", 4), start(path, 7)
-    # the unconditional labels of a guidance of fixed batch size stand for all classes, so they are cut as well
-    free = ClassifierFree(2.0, {"labels": -1}, batched=False)
-    problem = Problem(problem.model, path, "velocity", free, problem.model_kwargs)
     whole = reference_states(problem, x, nodes)
     assert torch.allclose(reference_states(problem, x, nodes, chunk=3), whole, atol=1e-12)
     alone = reference_states(problem.part(slice(4, 5), 7), x[4:5], nodes)

@@ -38,6 +38,8 @@ DETERMINISTIC = deterministic(CASES)
 def test_order(name: str, case: Case, cold: bool) -> None:
     declared = case.cold_order if cold else case.order
     options = {**method_info(name).options, **case.options}
+    if "base" in options:  # a method on top of another one
+        options = {**method_info(options["base"]).options, **(options["base_options"] or {})}
     history = 0 if cold else ceil(max(options.get("order", 0), options.get("corrector_order", 0)))
     steps = step_counts(name, declared, case.variable)
     errors = [end_error(name, case, n, history) for n in steps]

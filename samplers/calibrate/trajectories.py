@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pathline.interpolants import PREDICTIONS, DiscretePath, EDMPath, GaussianPath, VEPath, unknown_name
 
-from ..guidance import Guidance
+from ..guidance import ClassifierFree, Guidance
 from ..loop import check_start, run
 from ..nodes import Nodes, points_at, times_at
 from ..numerics import Array
@@ -49,7 +49,7 @@ class Problem:
     prediction : {"data", "noise", "velocity", "v", "score"}
     guidance : Guidance, optional
     model_kwargs : mapping
-        Tensors whose first dimension is the batch are cut with it (see `part`).
+        Tensors whose first dimension is the batch are cut with it (see `part`), also those of `ClassifierFree`.
     budget : int, optional
         Most network calls: one sample once through the network is 1, and so is a guided pair.
 
@@ -95,13 +95,23 @@ class Problem:
                 f"{purpose} needs {calls} network calls, but of budget={self.budget} only {self.calls_left} are left"
             )
 
+    def charge(self, calls: int) -> None:
+        """Count network calls that are not made through `problem(...)`, such as what a derivative costs beside it."""
+        self._meter.calls += calls
+
     def part(self, rows: slice | Tensor, batch: int) -> Problem:
         """The problem of some samples of a batch: what belongs to each sample is cut, calls are counted together."""
-        kwargs = {
-            key: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
-            for key, value in self.model_kwargs.items()
-        }
-        return replace(self, model_kwargs=kwargs)
+
+        def cut(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                key: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+                for key, value in kwargs.items()
+            }
+
+        guidance = self.guidance
+        if isinstance(guidance, ClassifierFree):
+            guidance = replace(guidance, unconditional=cut(guidance.unconditional))
+        return replace(self, model_kwargs=cut(self.model_kwargs), guidance=guidance)
 
     def chunks(self, batch: int, size: int | None) -> Iterator[tuple[slice, Problem]]:
         """Slices of at most `size` samples and the problem of each."""
@@ -249,3 +259,70 @@ def _nodes_at(path: GaussianPath, lam: Array, places: list[int], nodes: Nodes) -
     signal, noise, _, _ = points_at(path, times_at(path, lam))
     signal[places], noise[places] = nodes.signal, nodes.noise
     return Nodes(signal, noise, path=path)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Samples of a problem and their converged states.
+
+    Attributes
+    ----------
+    problem : Problem
+        With the conditions of these samples.
+    x_init : Tensor (B, ...)
+        States at node 0, in the network's precision.
+    states : Tensor (N + 1, B, ...)
+        `reference_states` at the nodes.
+    """
+
+    problem: Problem
+    x_init: Tensor
+    states: Tensor
+
+    def end_error(self, table: Table, *, chunk: int | None = None) -> float:
+        """Root mean square difference per value of a table's samples to the converged end; costs its calls."""
+        return root_mean_square(self.problem.run(table, self.x_init, chunk=chunk) - self.states[-1])
+
+
+def prepare(
+    problem: Problem,
+    x_init: Tensor,
+    nodes: Nodes,
+    *,
+    hold_out: int = 0,
+    references: Tensor | None = None,
+    per_step: int = 16,
+    chunk: int | None = None,
+) -> tuple[Trajectories, Trajectories | None]:
+    """Trajectories to fit to, and the last `hold_out` of the batch, which are only looked at afterwards.
+
+    Parameters
+    ----------
+    problem, x_init, nodes, per_step, chunk : as in `reference_states`
+    hold_out : int ≥ 0
+        Number of samples kept out; 0 gives None.
+    references : Tensor (N + 1, B, ...), optional
+        Converged states that are known already, computed otherwise.
+
+    Raises
+    ------
+    ValueError
+        Nothing left to fit to, or references of another shape or that are not finite.
+    BudgetError, NonFiniteError
+        As in `reference_states`.
+    """
+    batch = len(x_init)
+    if not 0 <= hold_out < batch:
+        raise ValueError(
+            f"hold_out={hold_out!r} is not possible; it must leave at least 1 of {batch} samples to fit to"
+        )
+    if references is None:
+        references = reference_states(problem, x_init, nodes, per_step=per_step, chunk=chunk)
+    if tuple(references.shape) != (nodes.steps + 1, *x_init.shape):
+        shape = (nodes.steps + 1, *x_init.shape)
+        raise ValueError(f"references has shape {tuple(references.shape)}; the states at all nodes have shape {shape}")
+    if not bool(torch.isfinite(references).all()):
+        raise ValueError("references holds NaN or infinite values")
+    fitted, kept = slice(0, batch - hold_out), slice(batch - hold_out, batch)
+    fit, check = (Trajectories(problem.part(r, batch), x_init[r], references[:, r]) for r in (fitted, kept))
+    return fit, check if hold_out else None

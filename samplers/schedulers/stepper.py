@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..combine import Combiner, affine
-from ..keyed_noise import keyed_normal, seed_of
+from ..keyed_noise import keyed_normal, own_keys, seed_of
 from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
@@ -33,6 +33,7 @@ class StepNoise:
         self.seed, self.offset = seed, offset
         self._seeds: list[int] | None = None
         self._index: Tensor | None = None
+        self._own: Tensor | None = None
 
     def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
         """Standard normals shaped as `like`; the seeds are settled at the first draw of a run.
@@ -43,12 +44,18 @@ class StepNoise:
             A list of generators whose length is not the batch size.
         """
         seeds = self.settled(generator, len(like))
+        if self._index is None or self._own is None or len(self._index) != len(like):
+            one = len(seeds) == 1
+            self._index = (
+                torch.arange(len(like), device=like.device) + self.offset
+                if one
+                else torch.zeros(len(like), dtype=torch.int64, device=like.device)
+            )
+            self._own = own_keys(self._index)
         if len(seeds) == 1:
-            if self._index is None or len(self._index) != len(like):
-                self._index = torch.arange(self.offset, self.offset + len(like), device=like.device)
-            return _normal(like, seeds[0], self._index, row, slot)
-        first = torch.zeros(1, dtype=torch.int64, device=like.device)
-        return torch.cat([_normal(like, seed, first, row, slot) for seed in seeds])
+            return _normal(like, seeds[0], self._index, row, slot, self._own)
+        first = self._index[:1]
+        return torch.cat([_normal(like, seed, first, row, slot, self._own[:1]) for seed in seeds])
 
     def settled(self, generator: Generators, batch: int) -> list[int]:
         """The seeds of this run, one or one for each sample; errors as in a draw."""
@@ -67,8 +74,8 @@ class StepNoise:
         return [seed_of(g) for g in generator]
 
 
-def _normal(like: Tensor, seed: int, index: Tensor, row: int, slot: int) -> Tensor:
-    return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device)
+def _normal(like: Tensor, seed: int, index: Tensor, row: int, slot: int, own: Tensor) -> Tensor:
+    return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device, own=own)
 
 
 class Stepper:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from pathline.interpolants import (
 )
 from pathline.samplers import DynamicThreshold, Hook, Level, Nodes, RunState, Table, build_table, run
 
-FOLDER = Path(__file__).parents[1] / "goldens"
+from .golden_options import FOLDER, churn_options, compensation_options, first_velocity, sit_options, v3_options
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,6 @@ class Parity:
     method: str
     options: tuple[tuple[str, Any], ...]
     single_precision_state: str = ""
-
-
-def churn_options(extra: dict[str, Any]) -> dict[str, Any]:
-    return {"churn": extra["S_churn"], "s_min": extra["S_min"], "s_max": extra["S_max"], "s_noise": extra["S_noise"]}
-
-
-def first_velocity(case: dict[str, Any]) -> dict[str, Any]:
-    return {"first_velocity": "v"} if "-ddim_v-" in case["id"] else {}
-
-
-def sit_options(case: dict[str, Any]) -> dict[str, Any]:
-    extra = case["extra"]
-    return {
-        "solver": case["id"].split("-")[0].removeprefix("sit_sde_"),
-        "epsilon": {"SBDM": "sbdm", "inccreasing-decreasing": "increasing_decreasing"}.get(
-            extra["diffusion_form"], extra["diffusion_form"]
-        ),
-        "scale": extra["diffusion_norm"],
-        "last_step": extra["last_step"].lower(),
-    }
 
 
 RULES: list[tuple[str, str, Any]] = [
@@ -153,6 +132,8 @@ RULES: list[tuple[str, str, Any]] = [
     ("edm_ablation_euler-*", "euler", lambda c: {"variant": "time"}),
     ("edm_ablation_heun-*", "heun", lambda c: {"variant": "time"}),
     ("pfgmpp_heun-*", "heun", lambda c: {}),
+    ("dcsolver_*-sd-*", "dc-solver", compensation_options),
+    ("dpmv3_*", "dpm-solver-v3", v3_options),
     ("diffusers_dpmpp2s-*", "dpm++-single", lambda c: {"orders": (2, 2, 2, 2, 1, 1)}),
 ]
 SINGLE_PRECISION = {
@@ -167,6 +148,10 @@ SINGLE_PRECISION = {
 
 ADAPTIVE = ("dpm_adaptive*", "sit_ode_dopri5-*")
 """Goldens of methods that choose their own steps: test_samplers_adaptive.py."""
+
+
+PREDICTED = ("dcsolver_cpr_predict",)
+"""Goldens of numbers that are not samples: test_calibrate_regression.py."""
 
 
 @cache
@@ -225,6 +210,8 @@ def golden_nodes(case: dict[str, Any], g: Any) -> Nodes:
     keep = np.append(True, np.diff(noise / np.maximum(signal, 1e-300)) != 0)  # two-stage diffusers grids repeat levels
     if "flow" in case["id"]:
         time = 1.0 - noise
+    if case["family"] == "dc-solver" and "grid_t" not in g:  # it interpolates in the integer time steps
+        time = np.append(g["timesteps"], 0.0)
     nodes = Nodes(signal[keep], noise[keep], time[keep])
     return StoredStages(nodes, g) if case["id"].startswith("diffusers_kdpm2") else nodes
 
@@ -310,7 +297,8 @@ def reproduce(parity: Parity) -> tuple[Tensor, Tensor, Table]:
         assert level.noise_rate is not None
         return level.signal_rate * data + level.noise_rate * eps
 
-    table = build_table(parity.method, nodes, **dict(parity.options))
+    options = {k: str(FOLDER / v) if k == "statistics" else v for k, v in parity.options}
+    table = build_table(parity.method, nodes, **options)
     ours = run(
         table,
         network,
