@@ -48,6 +48,9 @@ def test_given_timesteps_are_levels_of_their_own() -> None:
         ("flow", {"sigmas": [0.5, 0.7]}, "must decrease"),
         ("flow", {"sigmas": [80.0, 1.0]}, r"lie in \(0, 1\]"),
         ("flow", {"sigmas": [1.0, float("nan")]}, "finite"),
+        ("flow", {"num_inference_steps": True}, "a whole number"),
+        ("flow", {"timesteps": [1, 2]}, "timesteps must decrease, but go from 1 to 2"),
+        ("flow", {"timesteps": [1200, 2]}, r"timesteps of a flow model lie in \(0, 1024\], got 1200"),
         ("flow", {"sigmas": [1.0, 0.5], "timesteps": [1000.0]}, "2 entries|they must agree"),
         ("flow", {"num_inference_steps": 3, "strength": 0.5}, "strength"),
         ("betas", {"num_inference_steps": 1001}, "levels"),
@@ -160,3 +163,10 @@ def test_noise_is_added_at_the_level_of_each_time_given(lists: bool, family: str
         torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64), rtol=1e-6, atol=0)
         steps_over(scheduler, latents(), scheduler.timesteps[-2:])
         scheduler._step_index = None
+
+
+def test_an_output_of_another_shape_is_refused() -> None:
+    scheduler = PathlineScheduler()
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match=r"model_output has shape \(1, 4\) and sample \(2, 4\)"):
+        scheduler.step(torch.zeros(1, 4), scheduler.timesteps[0], torch.zeros(2, 4))

@@ -206,6 +206,13 @@ def test_schedulers_of_other_families_are_refused(name: str) -> None:
         ({"final_sigmas_type": "sigma"}, "final_sigmas_type"),
         ({"stochastic_sampling": True}, "name one in 'pathline'"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "only one of"),
+        ({"pathline": "unipc"}, "give a dict"),
+        ({"pathline": {"options": 3}}, "options=3 .* it is a dict"),
+        ({"pathline": {"mu": "a"}}, "mu='a' .* it is a int or float"),
+        ({"pathline": {"exact_sigmas": "yes"}}, "exact_sigmas='yes' .* it is a bool"),
+        ({"pathline": {"method": "i2sb"}}, "'i2sb' runs on bridges"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
+        ({"shift": -1.0}, "shift=-1.0 .* positive"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], message: str) -> None:
