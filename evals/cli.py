@@ -277,6 +277,28 @@ def sample(
 
 
 @app.command()
+def calibrate(
+    source: Annotated[str, typer.Argument(help="bed:NAME, a trained folder, or a diffusers pipeline name.")],
+    *,
+    nfe: Annotated[int, typer.Option(help="Network calls of the table that is sought.")],
+    budget: Annotated[int, typer.Option(help="Network calls for everything; a guided pair is one.")] = 20_000,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Start noises, a third of them to judge.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the start noises.")] = 0,
+    out: Annotated[Path, typer.Option(help="A .json or .safetensors file.")] = Path("table.json"),
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find the best table of a number of calls for a network, by its error on noises kept out, and save it."""
+    from .calibration import CalibrationSettings, calibrate_source, summary_of
+
+    settings = CalibrationSettings(source, nfe, guidance, budget, samples, seed, batch_size, device or "cpu")
+    choice = calibrate_source(settings, out, progress=not quiet)
+    typer.echo(summary_of(choice, out))
+
+
+@app.command()
 def bench(
     *,
     repeats: Annotated[int, typer.Option(min=3, help="Interleaved repeats; the median counts.")] = 15,

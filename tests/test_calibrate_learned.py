@@ -14,7 +14,7 @@ from pathline.interpolants import DiscretePath, GaussianPath, LinearPath, VPPath
 from pathline.samplers import Nodes, Table, build_table, make_nodes, run
 from pathline.samplers.calibrate.bases import CosineBasis, in_basis, variance_groups
 from pathline.samplers.calibrate.learned import GRIDS, Learned, learn_rows, run_learned, start_prediction
-from pathline.samplers.calibrate.row_fits import Reference, fit_rows, make_reference
+from pathline.samplers.calibrate.row_fits import Reference, fit_rows, make_reference, mean_error
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states, root_mean_square
 from pathline.samplers.calibrate.triangular import FRAME, execute, triangular
 from pathline.samplers.nodes import points_at, times_at
@@ -102,7 +102,7 @@ def test_hold_out_error_is_that_of_the_table(fitted: Fitted) -> None:
     end = make_reference(given.part(held, 48), x[held], {}).end
     mean = start_prediction(given, x)[held]
     out = run_learned(learned, given.part(held, 48), x[held], mean=mean, chunk=5)
-    assert math.isclose(root_mean_square(out - end), learned.holdout_error, rel_tol=1e-6)
+    assert math.isclose(mean_error(out - end), learned.holdout_error, rel_tol=1e-6)
 
 
 def test_a_learned_table_survives_a_file(fitted: Fitted, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class Learned:
     table : Table
         Frame "none: fitted to trajectories", or the untuned base where nothing learned beat it on the hold-out.
     holdout_error, base_error : float
-        RMSE per value to the converged end points on the hold-out: of the table, and of the best untuned base tried.
+        Mean over hold-out samples of the RMSE per value to their converged end points: of the table, and of the best
+        untuned base tried.
         The hold-out also chose among a handful of fits, so that new noises may do slightly worse.
     train_error : float
     basis : CosineBasis or None

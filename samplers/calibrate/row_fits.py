@@ -13,7 +13,7 @@ from ..border import Border
 from ..grids import make_nodes
 from ..nodes import Level, Nodes, points_at, times_at
 from ..numerics import Array
-from .trajectories import Problem, reference_calls, reference_states, root_mean_square
+from .trajectories import Problem, reference_calls, reference_states
 from .triangular import Triangular, execute
 
 _DENSE = 40  # levels at which reference states are kept; what lies between is interpolated
@@ -21,10 +21,12 @@ _PER_STEP = 4
 _STENCIL = 4
 _SHIFT = 0.02  # of a level in λ, for differences; below _APART
 _LONGEST = 0.6  # change of a level in one step of the search
+_TINY = 1e-300
 _APART = 0.05  # least distance of levels in λ
 _ENOUGH = 3e-3  # relative gain below which the search stops
 _DAMPING = 1e-2
 _TRIES = 4
+_FLOOR = 0.1  # of the median error: how well a sample may be fitted before it counts no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,12 @@ class Reference:
         At the dense nodes; the last one is the end point.
     lam : array (K,)
         Of all of them but the last.
+    nodes : Nodes
+        The dense nodes.
+    chunk : int, optional
+        Largest batch given to the network.
+    weights : Tensor (B,), optional
+        What each sample counts in fits.
     """
 
     problem: Problem
@@ -50,6 +58,7 @@ class Reference:
     lam: Array
     nodes: Nodes
     chunk: int | None = None
+    weights: Tensor | None = None
 
     @property
     def end(self) -> Tensor:
@@ -91,9 +100,33 @@ class Reference:
         return [self.start, *self.anchors]
 
     def error(self, rows: Triangular) -> float:
-        """RMSE per value to the converged end point; costs B·N calls."""
+        """`mean_error` to the converged end points; costs B·N calls."""
         with torch.no_grad():
-            return root_mean_square(execute(rows, self.predict, self.columns())[0] - self.end)
+            return mean_error(execute(rows, self.predict, self.columns())[0] - self.end)
+
+    def weighted(self, residual: Tensor) -> Reference:
+        """The same with weights under which the squares of `residual` (B, ...) add up to `mean_error`."""
+        errors = _sample_errors(residual)
+        weights = 1.0 / (errors + _FLOOR * errors.median())
+        return replace(self, weights=weights / weights.mean())
+
+    def share(self, values: Tensor) -> Tensor:
+        """Values (B, ...) as (B, d) in float64, times the root of what each sample counts."""
+        flat = values.flatten(1).double()
+        return flat if self.weights is None else flat * self.weights.sqrt()[:, None]
+
+
+def mean_error(residual: Tensor) -> float:
+    """Mean over samples of the root mean square per value of residuals (B, ...).
+
+    A sample that ends in another mode than its reference then weighs no more than its distance; in the root mean
+    square of all it would hide the others.
+    """
+    return float(_sample_errors(residual).mean())
+
+
+def _sample_errors(residual: Tensor) -> Tensor:
+    return residual.detach().double().flatten(1).square().mean(1).sqrt()
 
 
 def dense_nodes(problem: Problem) -> Nodes:
@@ -141,7 +174,7 @@ def fit_rows(reference: Reference, base: Triangular, ridge: float) -> tuple[Tria
     for i in range(base.calls + 1):
         if i in base.free_rows:
             target = reference.end if i == base.calls else reference.at(base.levels[i])
-            weights[i] = _solve(columns, target, base.weights[i], base, ridge)
+            weights[i] = _solve(columns, target, reference, base.weights[i], base, ridge)
             row = replace(base, weights=tuple(weights))
             state = _combined(row, i, columns)
         if i < base.calls:
@@ -156,15 +189,18 @@ def _combined(rows: Triangular, i: int, columns: list[Tensor]) -> Tensor:
     return sum((c * (v[0] if where is None else v[where]) for v, c in zip(w, columns, strict=True)), torch.zeros(()))
 
 
-def _solve(columns: list[Tensor], target: Tensor, prior: Array, base: Triangular, ridge: float) -> Array:
+def _solve(
+    columns: list[Tensor], target: Tensor, reference: Reference, prior: Array, base: Triangular, ridge: float
+) -> Array:
     """Weights (J, G) of one row."""
     found = prior.copy()
+    shares = [reference.share(c) for c in (*columns, target)]
     for g in range(prior.shape[1]):
         inside = slice(None) if base.groups is None else torch.as_tensor(base.groups == g).reshape(-1)
-        flat = [c.reshape(len(c), -1)[:, inside].reshape(-1).double() for c in (*columns, target)]
+        flat = [c[:, inside].reshape(-1) for c in shares]
         gram = torch.stack([torch.stack([(a * b).mean() for b in flat]) for a in flat]).cpu().numpy()
         products, matrix = gram[:-1, -1] - gram[:-1, :-1] @ prior[:, g], gram[:-1, :-1]
-        scale = np.sqrt(np.maximum(np.diag(matrix), np.finfo(np.float64).tiny))
+        scale = np.sqrt(np.maximum(np.diag(matrix), _TINY))
         damped = matrix / np.outer(scale, scale) + ridge * np.eye(len(scale))
         found[:, g] += np.linalg.solve(damped, products / scale) / scale
     return found
@@ -178,7 +214,7 @@ class _Point:
 
     @property
     def error(self) -> float:
-        return root_mean_square(self.residual)
+        return mean_error(self.residual)
 
 
 def search_levels(
@@ -217,34 +253,42 @@ def search_levels(
     best, course = point, [(point.error, judge(point.rows))]
     free = range(int(fixed_first), len(lam))
     cost = len(reference.start) * point.rows.calls
-    for _ in range(rounds if len(free) else 0):
-        if reference.problem.calls_left < cost * (len(free) + _TRIES + 1):
+    for _ in range(rounds):
+        if reference.problem.calls_left < cost * (len(free) + _TRIES + 2):
             break
-        slopes = [
-            (fitted(point.lam + _SHIFT * np.eye(1, len(lam), i)[0]).residual - point.residual).double() / _SHIFT
-            for i in free
-        ]
-        matrix = np.array([[float((a * b).mean()) for b in slopes] for a in slopes])
-        gradient = np.array([float((a * point.residual).mean()) for a in slopes])
-        tried: _Point | None = None
-        for _ in range(_TRIES):
-            step = -np.linalg.solve(matrix + damping * np.diag(np.diag(matrix) + 1e-300), gradient)
-            proposed = point.lam.copy()
+        before = point.error
+        reference = reference.weighted(point.residual)
+        again = fitted(point.lam)
+        point = again if again.error < point.error else point
+        matrix, gradient = _normal_equations(reference, fitted, again, free)
+        for _ in range(_TRIES if len(free) else 0):
+            step = -np.linalg.solve(matrix + damping * np.diag(np.diag(matrix) + _TINY), gradient)
+            proposed = again.lam.copy()
             proposed[free.start :] += np.clip(step, -_LONGEST, _LONGEST)
             tried = fitted(_spread(proposed, reference.bounds, free.start))
             if tried.error < point.error:
+                point, damping = tried, max(damping / 5, 1e-6)
                 break
-            damping, tried = damping * 6, None
-        if tried is None:
-            break
-        gain = 1.0 - tried.error / point.error
-        point, damping = tried, max(damping / 5, 1e-6)
+            damping *= 6
         course.append((point.error, judge(point.rows)))
         if course[-1][1] <= min(held for _, held in course):
             best = point
-        if gain < _ENOUGH:
+        if point.error > (1.0 - _ENOUGH) * before:
             break
     return best.rows, best.lam, course
+
+
+def _normal_equations(
+    reference: Reference, fitted: Callable[[Array], _Point], point: _Point, free: range
+) -> tuple[Array, Array]:
+    """JᵀWJ and JᵀWr of the end points by the free levels, by differences; each level costs one fit."""
+    residual = reference.share(point.residual)
+    slopes = []
+    for i in free:
+        moved = fitted(point.lam + _SHIFT * np.eye(1, len(point.lam), i)[0])
+        slopes.append((reference.share(moved.residual) - residual) / _SHIFT)
+    matrix = np.array([[float((a * b).mean()) for b in slopes] for a in slopes])
+    return matrix, np.array([float((a * residual).mean()) for a in slopes])
 
 
 def _spread(lam: Array, bounds: tuple[float, float], first: int) -> Array:

@@ -26,7 +26,7 @@ _FEWEST = 2  # reference steps inside any step
 _ORDER = 4
 
 
-class BudgetError(RuntimeError):
+class BudgetError(ValueError):
     """A calibration asks for more network calls than its budget; raised before the call."""
 
 

@@ -129,7 +129,7 @@ def triangular(table: Table) -> Triangular:
 
 
 def _sum(terms: Terms, values: dict[int, Array], width: int) -> Array:
-    return sum((float(c) * values[v] for v, c in terms), np.zeros(width))  # type: ignore[arg-type]
+    return sum((float(c) * values[v] for v, c in terms), np.zeros(width))
 
 
 def _stored(data: Array, query: Array, row: Row) -> Array:
