@@ -147,7 +147,13 @@ def choose(
     if best.table is None or not math.isfinite(best.error):
         raise NonFiniteError(f"none of {len(tried)} candidates of {nfe} calls gave finite samples")
     calls = problem.calls - before
-    known = {"nfe": nfe, "samples": len(x_init), "holdout_samples": held, "holdout_error": best.error, "calls": calls}
+    known: dict[str, Any] = {
+        "nfe": nfe,
+        "samples": len(x_init),
+        "holdout_samples": held,
+        "holdout_error": best.error,
+        "calls": calls,
+    }
     known |= {"untuned_error": plain.error, "chosen": best.name, **(facts or {})}
     fit = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **known)
     rest = [t for t in search.trials if t.table is None]
