@@ -43,7 +43,6 @@ _FRAME = "none: exact where the network follows its own statistics"
         Case({"order": 4, "corrector": "none"}, 4, 2),
         Case({"order": 3, "pseudo": True, "corrector": "none"}, 2, 2),
         Case({"order": 2, "corrector_pseudo": False}, 2, 2),
-        Case({"order": 3, "corrector_pseudo": False, "statistics": "noise"}, 3, 2),
         Case({"order": 2, "corrector": "none", "statistics": "noise"}, 2, 2),
     ],
     reference=DPM_SOLVER_V3,

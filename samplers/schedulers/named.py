@@ -102,10 +102,7 @@ class UniPCScheduler(PathlineScheduler):
 
 
 class DCSolverScheduler(PathlineScheduler):
-    """DC-Solver as released: UniPC-2 with the ratios fitted to Stable Diffusion 2.1, for 5 to 10 steps there.
-
-    The ratios are predicted for guidance 7.5; for other models search them (`calibrate.compensation.search_ratios`).
-    """
+    """DC-Solver as released: UniPC-2 with ratios fitted to Stable Diffusion 2.1 at guidance 7.5, for 5 to 10 steps."""
 
     default_pathline: ClassVar[Mapping[str, Any]] = {
         "method": "dc-solver",
