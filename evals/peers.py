@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pathline.interpolants import GaussianPath
-from pathline.samplers import ClassifierFree, plan, run
+from pathline.samplers import ClassifierFree, Table, plan
 from pathline.samplers.calibrate.row_fits import mean_error
+from pathline.samplers.calibrate.trajectories import Problem
 
 from .settings import parse_integers, parse_spec
 from .truth import dense_times
@@ -77,17 +78,18 @@ class Bench:
         samples: int = 256,
         seed: int = 0,
     ) -> None:
-        self.model, self.path, self.guidance = model, path, guidance
-        self.labels = torch.arange(samples) % classes
+        labels = torch.arange(samples) % classes
+        guided = None if guidance == 1.0 else ClassifierFree(guidance, {"labels": torch.full_like(labels, -1)})
+        self.path, self.problem = path, Problem(model, path, "data", guided, {"labels": labels})
         self.start = path.prior((samples, *shape), torch.Generator().manual_seed(seed)).float()
         steps = _TRUTH_STEPS[guidance != 1.0]
-        self.end = self._run(plan(path, "exp-adams", order=3, grid=dense_times(path, steps)))
+        self.end = self.run(plan(path, "exp-adams", order=3, grid=dense_times(path, steps)))
 
     def error(self, method: str, grid: str, start: str | None, nfe: int) -> float:
         """Mean over samples of the RMSE per value, for a setting with at most `nfe` calls."""
         spec = parse_spec(method)
         options: Mapping[str, Any] = {**spec.options, **({"afs": start} if start else {})}
-        out = self._run(plan(self.path, spec.name, nfe=nfe, grid=grid, **options))
+        out = self.run(plan(self.path, spec.name, nfe=nfe, grid=grid, **options))
         return mean_error(out - self.end)
 
     def best(self, nfe: int) -> list[Setting]:
@@ -100,16 +102,9 @@ class Bench:
                 continue
         return sorted(found, key=lambda setting: setting.error)
 
-    def _run(self, table: Any) -> Tensor:
-        parts = []
-        for x, labels in zip(self.start.split(_CHUNK), self.labels.split(_CHUNK), strict=True):
-            guided = None
-            if self.guidance != 1.0:
-                guided = ClassifierFree(self.guidance, {"labels": torch.full_like(labels, -1)})
-            out = run(table, self.model, x, prediction="data", model_kwargs={"labels": labels}, guidance=guided)
-            assert isinstance(out, Tensor)
-            parts.append(out)
-        return torch.cat(parts)
+    def run(self, table: Table) -> Tensor:
+        """Samples (B, ...) of a table from the start noises."""
+        return self.problem.run(table, self.start, chunk=_CHUNK)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

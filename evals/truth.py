@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.interpolants import DiscretePath, EDMPath, GaussianPath, VEPath
+from pathline.interpolants import GaussianPath
 from pathline.samplers import plan, sample
+from pathline.samplers.calibrate.trajectories import converged_range
 
 from .files import digest, read_npz, replacing
 from .runners import batches, start_state
@@ -24,7 +25,6 @@ from .world import World
 
 CHUNK = 256  # samples per file: fixed, so that a larger sample count extends a reference instead of replacing it
 GAP_SAMPLES = 64
-_BEYOND = 2.5  # how far past the default range of lam the reference goes where a path allows it
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,7 @@ def dense_times(path: GaussianPath, steps: int) -> np.ndarray:
     On paths whose lam is infinite at an end the range is extended there, so that the reference is converged at
     the ends too; the range of a trained noise schedule is not left.
     """
-    low, high = path.lambda_min, path.lambda_max
-    ends = float(path.lam(0.0)), float(path.lam(1.0))
-    if math.isinf(ends[0]):
-        low -= _BEYOND
-    if math.isinf(ends[1]) and not isinstance(path, (DiscretePath, EDMPath, VEPath)):
-        high += _BEYOND
+    low, high = converged_range(path)
     levels = torch.linspace(low, high, steps, dtype=torch.float64)
     times = np.asarray(path.time_at(levels), dtype=np.float64)
     times[0] = 0.0

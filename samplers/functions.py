@@ -67,7 +67,7 @@ def function_name(method: str) -> str:
 
 def sampler_functions() -> dict[str, Sampler]:
     """Every function by its name, third-party methods included."""
-    return {function_name(name): _of_method(name) for name in list_methods() if not method_info(name).requires}
+    return {function_name(name): _of_method(name) for name in _servable()}
 
 
 def function_sampler(method: str | Table, **options: Any) -> Sampler:

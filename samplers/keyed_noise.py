@@ -40,7 +40,6 @@ def keyed_normal(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-    own: Tensor | None = None,
 ) -> Tensor:
     """Standard normals of shape (B, *shape) for B global sample indices.
 
@@ -55,16 +54,20 @@ def keyed_normal(
     row, slot : int
         Where in the run the noise is used.
     dtype : floating dtype of the result; float32 and float64 results agree to rounding.
-    own : (B,) int64 tensor, optional
-        `own_keys(samples)`, for callers that draw often.
 
     Returns
     -------
     Tensor, shape (B, *shape)
     """
-    index = torch.as_tensor(samples, dtype=torch.int64, device=device)
+    return draw_normals(
+        own_keys(torch.as_tensor(samples, dtype=torch.int64, device=device)), shape, seed, row, slot, dtype
+    )
+
+
+def draw_normals(own: Tensor, shape: Sequence[int], seed: int, row: int, slot: int, dtype: torch.dtype) -> Tensor:
+    """`keyed_normal` of the samples whose `own_keys` (B,) are given, for those who draw often."""
     shared = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
-    keys = _mix_tensor((own_keys(index) if own is None else own) ^ _signed(shared))
+    keys = joint_keys(own, _signed(shared))
     if torch.compiler.is_compiling():  # one node of the graph; a cipher for every draw would take minutes to compile
         double = dtype == torch.float64
         return torch.ops.pathline.normals(keys, list(shape), double).to(dtype)
@@ -76,13 +79,13 @@ def noise_keys(seed: int, rows: Tensor, slots: Tensor) -> Tensor:
     return _mix_tensor(_mix_tensor((rows + 2) * _signed(_GAMMA) + _signed(_mix(seed))) ^ _mix_tensor(slots + 1))
 
 
-def sample_keys(index: Tensor, shared: int | Tensor) -> Tensor:
-    """Keys of samples (B,) from the part they share, an integer or an int64 tensor that broadcasts with (B,)."""
-    return _mix_tensor(own_keys(index) ^ shared)
+def joint_keys(own: Tensor, shared: int | Tensor) -> Tensor:
+    """Keys of samples from their own part (B,) and the shared one, an integer or an int64 tensor that broadcasts."""
+    return _mix_tensor(own ^ shared)
 
 
 def own_keys(index: Tensor) -> Tensor:
-    """The part of their keys that samples do not share, for `keyed_normal(own=...)`."""
+    """The part of their keys that samples with these global indices (B,) do not share."""
     return _mix_tensor(index * _signed(_GAMMA))
 
 

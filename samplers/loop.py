@@ -81,7 +81,7 @@ def run(
         After the run, naming the first row whose registers were not finite.
     """
     check_start(x_init, guidance)
-    for _, c in table.coefficients():
+    for _, c in table.coefficients() if table.has_arrays else ():
         if isinstance(c, np.ndarray):
             check_fits(c, x_init.shape[1:])
     values = _initial_values(table, x_init, anchors or {})

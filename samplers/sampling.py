@@ -154,11 +154,12 @@ def plan(
     ValueError
         Contradictory sizes, an unknown name, or an nfe below what one step of the method costs.
     """
-    if isinstance(method, (Table, os.PathLike)) or is_table(method):
+    if is_table(method):
         given = {"nfe": nfe, "steps": steps, "grid": grid, "grid_options": grid_options, **options}
         if extra := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"a table has its own levels and coefficients; leave out {', '.join(extra)}")
         return open_table(method)
+    assert isinstance(method, str)
     _check_method(method)
     grid = DEFAULT_GRID if grid is None else grid
     if not isinstance(grid, str):

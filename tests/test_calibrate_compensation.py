@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pathline.interpolants import DiscretePath, GaussianMixture, GaussianPath, LinearPath, VPPath
 from pathline.samplers import (
-    ClassifierFree,
     Hook,
     RunState,
     Table,
@@ -22,14 +21,12 @@ from pathline.samplers import (
 from pathline.samplers.calibrate.compensation import CompensationFit, search_ratios
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states
 from pathline.samplers.compensation import compensated, corrector_updates
+from support.calibration import BED, bed_problem, starts
 from support.golden_options import FOLDER, compensation_options
 from support.goldens import data_prediction, golden_nodes, index, mixture
 from support.problems import PATH, uniform_nodes
 
 ONE_CALL = ["ddim", "dpm++", "dpm", "unipc", "exp-adams", "ipndm", "lms", "deis", "euler", "er-sde", "dpm++-sde", "sa"]
-BED = GaussianMixture(
-    [0.3, 0.3, 0.4], np.random.default_rng(0).normal(size=(3, 16)), std=[0.3, 0.2, 0.4], classes=[0, 1, 1]
-)
 
 
 @pytest.mark.parametrize("method", ONE_CALL)
@@ -122,21 +119,11 @@ def _ratios_of(table: Table) -> list[float]:
 # --- search ---------------------------------------------------------------------------------------------
 
 
-def problem(path: GaussianPath, batch: int, guidance: float = 0.0, **options: Any) -> Problem:
-    labels = {"labels": torch.arange(batch) % 2} if guidance else {}
-    free = ClassifierFree(guidance, {"labels": torch.full((batch,), -1)}) if guidance else None
-    return Problem(BED.as_model(path, "data"), path, "data", free, labels, **options)
-
-
-def start(path: GaussianPath, batch: int) -> Tensor:
-    return path.prior((batch, 16), torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def found() -> CompensationFit:
     path = DiscretePath.scaled_linear()
     return search_ratios(
-        problem(path, 74), make_nodes(path, "linspace", 6), start(path, 74), base_options={"order": 2}, hold_out=64
+        bed_problem(path, 74), make_nodes(path, "linspace", 6), starts(path, 74), base_options={"order": 2}, hold_out=64
     )
 
 
@@ -162,8 +149,8 @@ def test_the_result_is_the_table_of_its_ratios(found: CompensationFit) -> None:
     nodes = make_nodes(path, "linspace", 6)
     again = build_table("dc-solver", nodes, ratios=found.ratios, base_options={"order": 2})
     assert again == found.table
-    x = start(path, 74)[:10]
-    error = problem(path, 10).run(again, x) - reference_states(problem(path, 10), x, nodes)[-1]
+    x = starts(path, 74)[:10]
+    error = bed_problem(path, 10).run(again, x) - reference_states(bed_problem(path, 10), x, nodes)[-1]
     assert float(error.square().mean().sqrt()) == pytest.approx(found.train[1], rel=1e-9)
 
 
@@ -171,9 +158,9 @@ def test_the_result_is_the_table_of_its_ratios(found: CompensationFit) -> None:
 @pytest.mark.parametrize("base", ["unipc", "dpm++", "ddim"])
 def test_every_ratio_is_a_local_minimum_of_its_step(base: str, dc_order: int) -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 6), start(path, 10)
-    fit = search_ratios(problem(path, 10), nodes, x, base=base, dc_order=dc_order, bounds=(-9.0, 9.0))
-    states, network = reference_states(problem(path, 10), x, nodes), BED.as_model(path, "data")
+    nodes, x = make_nodes(path, "time", 6), starts(path, 10)
+    fit = search_ratios(bed_problem(path, 10), nodes, x, base=base, dc_order=dc_order, bounds=(-9.0, 9.0))
+    states, network = reference_states(bed_problem(path, 10), x, nodes), BED.as_model(path, "data")
     plain = build_table(base, nodes)
     for i in range(dc_order, 6):
         losses = [
@@ -249,16 +236,16 @@ def test_no_step_ends_farther_off_than_under_the_released_search(golden: str) ->
 
 def test_the_predicted_state_alone_needs_one_call_per_sample_and_step() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 6), start(path, 10)
-    fit = search_ratios(problem(path, 10), nodes, x, objective="predicted")
+    nodes, x = make_nodes(path, "time", 6), starts(path, 10)
+    fit = search_ratios(bed_problem(path, 10), nodes, x, objective="predicted")
     assert fit.calls["search"] == 6 * 10
     assert fit.train[1] < fit.train[0]
 
 
 def test_a_guided_search_is_the_same_in_chunks_and_again() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "karras", 5), start(path, 12)
-    fits = [search_ratios(problem(path, 12, 4.0), nodes, x, hold_out=4, chunk=c) for c in (None, None, 5)]
+    nodes, x = make_nodes(path, "karras", 5), starts(path, 12)
+    fits = [search_ratios(bed_problem(path, 12, 4.0), nodes, x, hold_out=4, chunk=c) for c in (None, None, 5)]
     assert fits[0].ratios == fits[1].ratios
     np.testing.assert_allclose(fits[2].ratios, fits[0].ratios, atol=1e-8)
     assert fits[0].calls == fits[2].calls
@@ -266,16 +253,16 @@ def test_a_guided_search_is_the_same_in_chunks_and_again() -> None:
 
 def test_a_search_goes_on_from_the_ratios_of_one_that_was_cut_short() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 6), start(path, 10)
-    whole = search_ratios(problem(path, 10), nodes, x)
-    rest = search_ratios(problem(path, 10), nodes, x, fixed=whole.ratios[:4])
+    nodes, x = make_nodes(path, "time", 6), starts(path, 10)
+    whole = search_ratios(bed_problem(path, 10), nodes, x)
+    rest = search_ratios(bed_problem(path, 10), nodes, x, fixed=whole.ratios[:4])
     assert rest.ratios == whole.ratios
     assert rest.calls["search"] < whole.calls["search"]
 
 
 def test_what_cannot_be_searched_is_refused_before_any_call() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 6), start(path, 10)
+    nodes, x = make_nodes(path, "time", 6), starts(path, 10)
     for options, message in (
         ({"objective": "best"}, "objective 'best'"),
         ({"evaluations": 3}, "evaluations=3 is not possible; at least dc_order . 2 = 4"),
@@ -288,12 +275,12 @@ def test_what_cannot_be_searched_is_refused_before_any_call() -> None:
         ({"references": torch.zeros(3, 10, 16)}, "references has shape"),
         ({"references": torch.full((7, 10, 16), torch.nan)}, "NaN"),
     ):
-        one = problem(path, 10)
+        one = bed_problem(path, 10)
         with pytest.raises(ValueError, match=message):
             search_ratios(one, nodes, x, **options)  # type: ignore[arg-type]
         assert one.calls == 0
-    references = reference_states(problem(path, 10), x, nodes)
-    short = problem(path, 10, budget=60)
+    references = reference_states(bed_problem(path, 10), x, nodes)
+    short = bed_problem(path, 10, budget=60)
     with pytest.raises(BudgetError, match="the search of compensation ratios needs"):
         search_ratios(short, nodes, x, references=references)
     assert short.calls == 0

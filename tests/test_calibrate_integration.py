@@ -1,31 +1,17 @@
 """IIA: weights by least squares, the tables they make, and what they gain on noises never fitted."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pathline.interpolants import GaussianMixture, GaussianPath, LinearPath, VPPath
-from pathline.samplers import ClassifierFree, Table, build_table, make_nodes, residuals, run
+from pathline.interpolants import GaussianPath, LinearPath, VPPath
+from pathline.samplers import Table, build_table, make_nodes, residuals, run
 from pathline.samplers.calibrate.integration import fit_integration, ridge_weights, step_features, with_features
-from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states
-
-BED = GaussianMixture(
-    [0.3, 0.3, 0.4], np.random.default_rng(0).normal(size=(3, 16)), std=[0.3, 0.2, 0.4], classes=[0, 1, 1]
-)
-
-
-def problem(path: GaussianPath, batch: int, guidance: float = 0.0, **options: Any) -> Problem:
-    labels = {"labels": torch.arange(batch) % 2} if guidance else {}
-    free = ClassifierFree(guidance, {"labels": torch.full((batch,), -1)}) if guidance else None
-    return Problem(BED.as_model(path, "data"), path, "data", free, labels, **options)
-
-
-def start(path: GaussianPath, batch: int) -> Tensor:
-    return path.prior((batch, 16), torch.Generator().manual_seed(1), dtype=torch.float64)
+from pathline.samplers.calibrate.trajectories import BudgetError, reference_states
+from support.calibration import BED, bed_problem, starts
 
 
 @pytest.mark.parametrize(
@@ -45,9 +31,9 @@ def start(path: GaussianPath, batch: int) -> Tensor:
 def test_weights_lower_the_error_on_noises_never_fitted(
     path: GaussianPath, base: str, features: str, gain: float
 ) -> None:
-    x = start(path, 96)
+    x = starts(path, 96)
     fit = fit_integration(
-        problem(path, 96), make_nodes(path, "karras", 6), x, base=base, features=features, hold_out=64
+        bed_problem(path, 96), make_nodes(path, "karras", 6), x, base=base, features=features, hold_out=64
     )
     assert fit.hold_out is not None
     assert fit.hold_out[1] < gain * fit.hold_out[0]
@@ -55,29 +41,29 @@ def test_weights_lower_the_error_on_noises_never_fitted(
     exact = fit.table.frame == "point_mass"
     assert exact == (features == "differences")
     assert (residuals(fit.table).max() < 1e-9) == exact
-    again = problem(path, 96).part(slice(32, 96), 96).run(fit.table, x[32:])
-    end = reference_states(problem(path, 96), x, make_nodes(path, "karras", 6))[-1, 32:]
+    again = bed_problem(path, 96).part(slice(32, 96), 96).run(fit.table, x[32:])
+    end = reference_states(bed_problem(path, 96), x, make_nodes(path, "karras", 6))[-1, 32:]
     assert float((again - end).square().mean().sqrt()) == pytest.approx(fit.hold_out[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("target", ["trajectory", "restart"])
 def test_the_fit_walks_the_very_states_of_its_table(target: str) -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 5), start(path, 12)
+    nodes, x = make_nodes(path, "time", 5), starts(path, 12)
     for base in ("ddim", "heun"):
-        fit = fit_integration(problem(path, 12), nodes, x, base=base, target=target)
+        fit = fit_integration(bed_problem(path, 12), nodes, x, base=base, target=target)
         end = run(fit.table, BED.as_model(path, "data"), x)
         assert isinstance(end, Tensor)
-        error = float((end - reference_states(problem(path, 12), x, nodes)[-1]).square().mean().sqrt())
+        error = float((end - reference_states(bed_problem(path, 12), x, nodes)[-1]).square().mean().sqrt())
         assert error == pytest.approx(fit.train[1], rel=1e-9)
 
 
 def test_ddim_with_weights_on_differences_is_the_general_two_step_method() -> None:
     """The second-order method is among them, so that any base with these features leads to the same states."""
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 6), start(path, 24)
+    nodes, x = make_nodes(path, "time", 6), starts(path, 24)
     ends = [
-        run(fit_integration(problem(path, 24), nodes, x, base=b, ridge=0.0).table, BED.as_model(path, "data"), x)
+        run(fit_integration(bed_problem(path, 24), nodes, x, base=b, ridge=0.0).table, BED.as_model(path, "data"), x)
         for b in ("ddim", "dpm++")
     ]
     torch.testing.assert_close(*ends, rtol=0, atol=1e-7)
@@ -101,7 +87,7 @@ def test_features_are_what_their_names_say() -> None:
     assert [len(step) for step in step_features(heun, "slopes", 1)] == [1, 3, 4, 3]
     assert [len(step) for step in step_features(heun, "mean-slope", 0)] == [1, 1, 1, 1]
     # a base in noise form has the same differences
-    model, x = BED.as_model(path, "data"), start(path, 3)
+    model, x = BED.as_model(path, "data"), starts(path, 3)
     weights = [[], [0.1, -0.2], [0.3, 0.1], [0.2, 0.1]]
     ends = []
     for table in (one, build_table("ipndm", nodes, order=1)):
@@ -129,21 +115,21 @@ def test_ridge_weights_solve_least_squares_and_bear_collinear_features() -> None
 
 def test_the_cost_is_counted() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 5), start(path, 12)
-    fit = fit_integration(problem(path, 12), nodes, x, hold_out=4)
+    nodes, x = make_nodes(path, "time", 5), starts(path, 12)
+    fit = fit_integration(bed_problem(path, 12), nodes, x, hold_out=4)
     assert fit.calls["fit"] == 5 * 8
     assert fit.calls["check"] == 5 * 8 + 2 * 5 * 4
-    references = reference_states(problem(path, 12), x, nodes)
-    given = fit_integration(problem(path, 12), nodes, x, references=references, hold_out=4)
+    references = reference_states(bed_problem(path, 12), x, nodes)
+    given = fit_integration(bed_problem(path, 12), nodes, x, references=references, hold_out=4)
     assert (given.calls["reference"], given.weights) == (0, fit.weights)
-    restarted = fit_integration(problem(path, 12), nodes, x, references=references, target="restart", per_step=4)
+    restarted = fit_integration(bed_problem(path, 12), nodes, x, references=references, target="restart", per_step=4)
     assert restarted.calls["fit"] > 4 * 5 * 12
 
 
 def test_a_guided_fit_is_the_same_in_chunks_and_survives_a_file(tmp_path: Path) -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "karras", 6), start(path, 40)
-    fits = [fit_integration(problem(path, 40, 3.0), nodes, x, hold_out=8, chunk=c) for c in (None, 7)]
+    nodes, x = make_nodes(path, "karras", 6), starts(path, 40)
+    fits = [fit_integration(bed_problem(path, 40, 3.0), nodes, x, hold_out=8, chunk=c) for c in (None, 7)]
     for ours, theirs in zip(fits[0].weights, fits[1].weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
     fits[0].table.save(tmp_path / "iia.json")
@@ -152,8 +138,8 @@ def test_a_guided_fit_is_the_same_in_chunks_and_survives_a_file(tmp_path: Path) 
 
 def test_the_last_step_may_be_left_as_it_is() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 4), start(path, 12)
-    fit = fit_integration(problem(path, 12), nodes, x, last_step=False)
+    nodes, x = make_nodes(path, "time", 4), starts(path, 12)
+    fit = fit_integration(bed_problem(path, 12), nodes, x, last_step=False)
     assert fit.weights[0] == ()
     assert fit.weights[-1] == (0.0, 0.0)
     assert all(fit.weights[1:-1])
@@ -161,7 +147,7 @@ def test_the_last_step_may_be_left_as_it_is() -> None:
 
 def test_what_cannot_be_fitted_is_refused_before_any_call() -> None:
     path = VPPath()
-    nodes, x = make_nodes(path, "time", 5), start(path, 12)
+    nodes, x = make_nodes(path, "time", 5), starts(path, 12)
     for options, message in (
         ({"features": "slope"}, "did you mean 'slopes'"),
         ({"target": "x"}, "target 'x'"),
@@ -176,15 +162,15 @@ def test_what_cannot_be_fitted_is_refused_before_any_call() -> None:
         ({"base": "dpm++-sde"}, "deterministic method"),
         ({"hold_out": -1}, "hold_out=-1"),
     ):
-        one = problem(path, 12)
+        one = bed_problem(path, 12)
         with pytest.raises(ValueError, match=message):
             fit_integration(one, nodes, x, **options)  # type: ignore[arg-type]
         assert one.calls == 0
-    one = problem(LinearPath(), 12)
+    one = bed_problem(LinearPath(), 12)
     with pytest.raises(ValueError, match="a base that stores velocity"):
         fit_integration(one, make_nodes(LinearPath(), "time", 4), x, base="euler")
     assert one.calls == 0
-    short = problem(path, 12, budget=50)
+    short = bed_problem(path, 12, budget=50)
     with pytest.raises(BudgetError, match="the fit of IIA weights needs 60"):
-        fit_integration(short, nodes, x, references=reference_states(problem(path, 12), x, nodes))
+        fit_integration(short, nodes, x, references=reference_states(bed_problem(path, 12), x, nodes))
     assert short.calls == 0

@@ -6,23 +6,12 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-import torch
 
-from pathline.interpolants import GaussianMixture, LinearPath, VPPath
+from pathline.interpolants import LinearPath, VPPath
 from pathline.samplers import Nodes, make_nodes, sample
 from pathline.samplers.calibrate.level_search import gits, optimal_stepsizes, shortest_path
-from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states
-
-
-def problem(path: LinearPath | VPPath, budget: int | None = None) -> Problem:
-    rng = np.random.default_rng(3)
-    means, variances = rng.standard_normal((6, 8)), rng.uniform(0.01, 0.3, (6, 8))
-    mixture = GaussianMixture(np.full(6, 1 / 6), means, variances=variances)
-    return Problem(mixture.as_model(path, "velocity"), path, "velocity", budget=budget)
-
-
-def noises(path: LinearPath | VPPath, count: int, seed: int) -> torch.Tensor:
-    return path.prior((count, 8), torch.Generator().manual_seed(seed), dtype=torch.float64)
+from pathline.samplers.calibrate.trajectories import BudgetError, reference_states
+from support.calibration import six_problem, starts
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.15])
@@ -40,8 +29,8 @@ def test_the_programme_finds_the_cheapest_way(gamma: float) -> None:
 @pytest.mark.parametrize("path", [LinearPath(), VPPath()], ids=["linear", "vp"])
 def test_found_levels_beat_named_grids(path: LinearPath | VPPath) -> None:
     """On noises that the search has not seen."""
-    bed = problem(path)
-    train, fresh = noises(path, 32, 0), noises(path, 256, 1)
+    bed = six_problem(path, 8)
+    train, fresh = starts(path, 32, 8, seed=0), starts(path, 256, 8, seed=1)
     truth = reference_states(bed, fresh, make_nodes(path, "karras", 1))[-1]
 
     def error(grid: str | Nodes, steps: int | None = None) -> float:
@@ -58,20 +47,20 @@ def test_found_levels_beat_named_grids(path: LinearPath | VPPath) -> None:
 
 def test_searches_count_batches_alike_and_refuse_what_they_cannot_pay() -> None:
     path = LinearPath()
-    x = noises(path, 12, 0)
-    whole, split = gits(problem(path), x, 6), gits(problem(path), x, 6, chunk=5)
+    x = starts(path, 12, 8, seed=0)
+    whole, split = gits(six_problem(path, 8), x, 6), gits(six_problem(path, 8), x, 6, chunk=5)
     assert whole.chosen == split.chosen
     np.testing.assert_allclose(whole.nodes.lam, split.nodes.lam)
     assert (
-        optimal_stepsizes(problem(path), x, 4, teacher=16).chosen
-        == optimal_stepsizes(problem(path), x, 4, teacher=16, chunk=5).chosen
+        optimal_stepsizes(six_problem(path, 8), x, 4, teacher=16).chosen
+        == optimal_stepsizes(six_problem(path, 8), x, 4, teacher=16, chunk=5).chosen
     )
     for search in (gits, optimal_stepsizes):
-        poor = problem(path, budget=100)
+        poor = six_problem(path, 8, budget=100)
         with pytest.raises(BudgetError, match="budget=100"):
             search(poor, x, 5)
         assert poor.calls == 0
         with pytest.raises(ValueError, match="steps=60 is not possible"):
-            search(problem(path), x, 60)
+            search(six_problem(path, 8), x, 60)
     with pytest.raises(ValueError, match="gamma=0"):
-        gits(problem(path), x, 5, gamma=0)
+        gits(six_problem(path, 8), x, 5, gamma=0)

@@ -16,7 +16,7 @@ import pathline.samplers.schedulers.fused as fused
 from pathline.samplers.combine import Combiner
 from pathline.samplers.schedulers.passes import RAW, inlined, passes, without
 from pathline.samplers.table import Update
-from tests.support.schedulers import latents, make, steps_over
+from support.schedulers import latents, make, steps_over
 
 INPUTS = (0, 1, 2)
 

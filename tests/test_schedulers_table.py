@@ -14,7 +14,7 @@ import torch
 from pathline.samplers import Table, build_table, make_nodes
 from pathline.samplers.fitted import described_fit
 from pathline.samplers.schedulers import PathlineScheduler
-from tests.support.schedulers import latents, make, network, steps_over
+from support.schedulers import latents, make, network, steps_over
 
 CONFIGS: dict[str, dict[str, Any]] = {"betas": {"prediction_type": "epsilon"}, "flow": {}}
 

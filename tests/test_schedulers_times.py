@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from pathline.samplers.schedulers import PathlineScheduler, UniPCScheduler
-from tests.support.schedulers import METHODS, latents, make, network, steps_over
+from support.schedulers import METHODS, latents, make, network, steps_over
 
 
 def each_network(x: Tensor, labels: Tensor) -> Tensor:

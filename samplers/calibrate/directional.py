@@ -13,6 +13,9 @@ from pathline.interpolants import check_name, convert
 
 from .trajectories import Problem
 
+Pair = tuple[Tensor, Tensor]
+Jvp = Callable[[Callable[..., Tensor], Pair, Pair], Pair]
+"""(function, where, along) → (value, directional derivative)."""
 _AGREE = 0.1
 """Relative distance to central differences up to which a derivative counts as right; rounded labels miss it."""
 _TRIED = 4
@@ -117,9 +120,10 @@ def choose_rule(
 class _Differentiated:
     """Rules by automatic differentiation: value and derivative of the raw output at once."""
 
-    name = ""
-    calls = 0
-    _extra = 0  # calls beyond the one the problem counts itself, for each derivative
+    name: str
+    calls: int
+    _extra: int  # calls beyond the one the problem counts itself, for each derivative
+    _derivative: Jvp
 
     def __init__(self, problem: Problem, step: float) -> None:
         self.problem = problem
@@ -147,10 +151,17 @@ class _Differentiated:
         self.problem.charge(self._extra * len(x))
         return out.detach().double(), slope.detach().double()
 
-    def _derivative(
-        self, function: Callable[..., Tensor], at: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+
+def _forward(function: Callable[..., Tensor], at: Pair, along: Pair) -> Pair:
+    with torch.no_grad():
+        out, slope = torch.func.jvp(function, at, along)
+    return out, slope
+
+
+def _backward(function: Callable[..., Tensor], at: Pair, along: Pair) -> Pair:
+    with torch.enable_grad():
+        out, slope = torch.autograd.functional.jvp(function, at, along)
+    return out, slope
 
 
 class Forward(_Differentiated):
@@ -159,13 +170,7 @@ class Forward(_Differentiated):
     name = "forward"
     calls = 4
     _extra = 1
-
-    def _derivative(
-        self, function: Callable[..., Tensor], at: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            out, slope = torch.func.jvp(function, at, along)
-        return out, slope
+    _derivative = staticmethod(_forward)
 
 
 class Backward(_Differentiated):
@@ -174,13 +179,7 @@ class Backward(_Differentiated):
     name = "backward"
     calls = 10
     _extra = 4
-
-    def _derivative(
-        self, function: Callable[..., Tensor], at: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            out, slope = torch.autograd.functional.jvp(function, at, along)
-        return out, slope
+    _derivative = staticmethod(_backward)
 
 
 class Difference:

@@ -230,7 +230,7 @@ def _refined_lam(nodes: Nodes, path: GaussianPath, per_step: int) -> tuple[Array
     """λ of the reference grid, and where the nodes stand in it."""
     if per_step < _FEWEST:
         raise ValueError(f"per_step={per_step!r} is not possible; it must be at least {_FEWEST}")
-    low, high = _reach(path)
+    low, high = converged_range(path)
     ends = [(float(a), float(b)) for a, b in zip(nodes.lam[:-1], nodes.lam[1:], strict=True)]
     finite = [
         (a if math.isfinite(a) else min(low, b - _BEYOND), b if math.isfinite(b) else max(high, a)) for a, b in ends
@@ -245,8 +245,11 @@ def _refined_lam(nodes: Nodes, path: GaussianPath, per_step: int) -> tuple[Array
     return np.array(lam), places
 
 
-def _reach(path: GaussianPath) -> tuple[float, float]:
-    """Range of λ that references cover where the nodes go to ±∞; that of a trained noise schedule is not left."""
+def converged_range(path: GaussianPath) -> tuple[float, float]:
+    """Range of λ that references cover: wider than samplers use where λ is infinite at an end of the path.
+
+    The range of a trained noise schedule is not left.
+    """
     low, high = path.lambda_min, path.lambda_max
     if math.isinf(float(path.lam(0.0))):
         low -= _BEYOND

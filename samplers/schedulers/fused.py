@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..keyed_noise import noise_keys, normals, sample_keys
+from ..keyed_noise import joint_keys, noise_keys, normals
 from .calls import Call, Plan
 from .passes import RAW
 
@@ -84,13 +84,11 @@ class FusedPlan:
             self._on[key] = table, torch.from_numpy(self._draws).to(like.device)
         return self._on[key]
 
-    def keys(self, seeds: Sequence[int], offset: int, like: Tensor) -> Tensor:
-        """Noise keys (draws, B) of a run; several seeds are one for each sample, whose index is then 0."""
+    def keys(self, seeds: Sequence[int], own: Tensor, like: Tensor) -> Tensor:
+        """Noise keys (draws, B) of a run with one seed, or one for each sample, and the samples' own keys (B,)."""
         _, draws = self.on(like)
-        index = torch.arange(offset, offset + len(like), device=like.device)
-        index = index if len(seeds) == 1 else torch.zeros_like(index)
         shared = torch.stack([noise_keys(seed, draws[:, 0], draws[:, 1]) for seed in seeds], dim=1)
-        return sample_keys(index, shared)
+        return joint_keys(own, shared)
 
     def __call__(
         self, position: int, values: dict[int, Tensor], output: Tensor, keys: Tensor | None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..combine import Combiner, affine
-from ..keyed_noise import keyed_normal, own_keys, seed_of
+from ..keyed_noise import draw_normals, own_keys, seed_of
 from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
@@ -32,7 +32,6 @@ class StepNoise:
     def __init__(self, seed: int | None, offset: int) -> None:
         self.seed, self.offset = seed, offset
         self._seeds: list[int] | None = None
-        self._index: Tensor | None = None
         self._own: Tensor | None = None
 
     def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
@@ -43,19 +42,19 @@ class StepNoise:
         ValueError
             A list of generators whose length is not the batch size.
         """
-        seeds = self.settled(generator, len(like))
-        if self._index is None or self._own is None or len(self._index) != len(like):
-            one = len(seeds) == 1
-            self._index = (
-                torch.arange(len(like), device=like.device) + self.offset
-                if one
-                else torch.zeros(len(like), dtype=torch.int64, device=like.device)
-            )
-            self._own = own_keys(self._index)
+        seeds, own = self.settled(generator, len(like)), self.own(generator, like)
+        shape, dtype = like.shape[1:], like.dtype
         if len(seeds) == 1:
-            return _normal(like, seeds[0], self._index, row, slot, self._own)
-        first = self._index[:1]
-        return torch.cat([_normal(like, seed, first, row, slot, self._own[:1]) for seed in seeds])
+            return draw_normals(own, shape, seeds[0], row, slot, dtype)
+        return torch.cat([draw_normals(own[b : b + 1], shape, seed, row, slot, dtype) for b, seed in enumerate(seeds)])
+
+    def own(self, generator: Generators, like: Tensor) -> Tensor:
+        """`own_keys` (B,) of the samples: with a seed for each of them, every one is the first of its seed."""
+        if self._own is None or len(self._own) != len(like):
+            index = torch.arange(self.offset, self.offset + len(like), device=like.device)
+            alone = len(self.settled(generator, len(like))) > 1
+            self._own = own_keys(torch.zeros_like(index) if alone else index)
+        return self._own
 
     def settled(self, generator: Generators, batch: int) -> list[int]:
         """The seeds of this run, one or one for each sample; errors as in a draw."""
@@ -72,10 +71,6 @@ class StepNoise:
         if len(generator) not in (1, batch):
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch}; one per image is needed")
         return [seed_of(g) for g in generator]
-
-
-def _normal(like: Tensor, seed: int, index: Tensor, row: int, slot: int, own: Tensor) -> Tensor:
-    return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device, own=own)
 
 
 class Stepper:
@@ -202,7 +197,7 @@ class Stepper:
         assert fused is not None
         query = values[call.query]
         if self._keys is None and call.draws:
-            self._keys = fused.keys(self.noise.settled(generator, len(query)), self.noise.offset, query)
+            self._keys = fused.keys(self.noise.settled(generator, len(query)), self.noise.own(generator, query), query)
         state, data = fused(self._position, values, output, self._keys)
         for value in call.frees:
             values.pop(value, None)
