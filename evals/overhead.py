@@ -1,7 +1,7 @@
 """What a scheduler costs beside the network: PathlineScheduler against stock diffusers, in one process, as ratios.
 
-The floor of a step is the time to read and to write each of its states once: network output, query and history in, data
-prediction and next state out. It is measured with `Tensor.clone`, which reads one state and writes another.
+The floor of a step is the time to read and to write each of its states once: network output, query and history in, new
+register and next state out. It is measured with `Tensor.clone`, which reads one state and writes another.
 """
 
 from __future__ import annotations
@@ -129,13 +129,12 @@ def time_rival(
 
 
 def states_touched(scheduler: Any) -> int:
-    """States that the middle call of the current run must read (output, query, history) or write (prediction, next)."""
+    """States that the middle call of the current run must read (output, query, history) or write (register, next)."""
     calls = scheduler.plan.calls
     call = calls[len(calls) // 2]
     made = {u.target for u in call.updates} | {call.output}
     read = {v for u in call.updates for v, _ in u.terms if v >= 0 and v not in made} | {call.query}
-    written = len(call.updates) + call.stored + bool(call.data)
-    return 1 + len(read) + written
+    return 1 + len(read) + len(call.updates) + call.stored
 
 
 def _run(scheduler: Any, x: torch.Tensor, output: torch.Tensor, steps: int, scaled: bool) -> float:

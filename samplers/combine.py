@@ -21,11 +21,11 @@ class Combiner:
         self.device = device
         self._arrays: dict[int, Tensor] = {}
 
-    def __call__(self, terms: Terms, values: Mapping[int, Tensor]) -> Tensor:
-        """A new tensor; zeros for no terms. `values` holds tensors of one shape."""
+    def __call__(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None = None) -> Tensor:
+        """A new tensor, or `out`; zeros for no terms. `values` holds tensors of one shape, `out` not among them."""
         if not terms:
             return torch.zeros_like(next(iter(values.values())))
-        total, rest = self._start(terms, values)
+        total, rest = self._start(terms, values, out)
         for value, c in rest:
             if isinstance(c, np.ndarray):
                 total.addcmul_(values[value], self._array(c, total))
@@ -33,19 +33,19 @@ class Combiner:
                 total.add_(values[value], alpha=c)
         return total
 
-    def _start(self, terms: Terms, values: Mapping[int, Tensor]) -> tuple[Tensor, Terms]:
+    def _start(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> tuple[Tensor, Terms]:
         """The first term, or the first two in one operation where their coefficients allow it."""
         value, c = terms[0]
         x = values[value]
         if isinstance(c, np.ndarray):
-            return x * self._array(c, x), terms[1:]
+            return torch.mul(x, self._array(c, x), out=out), terms[1:]
         other, d = terms[1] if len(terms) > 1 else (value, None)
         if isinstance(d, float):
             if c == 1.0:
-                return torch.add(x, values[other], alpha=d), terms[2:]
+                return torch.add(x, values[other], alpha=d, out=out), terms[2:]
             if len(terms) == 2 and abs(c + d - 1.0) < _ONE:
-                return torch.lerp(x, values[other], d), ()
-        return x * c, terms[1:]
+                return torch.lerp(x, values[other], d, out=out), ()
+        return torch.mul(x, c, out=out), terms[1:]
 
     def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:
         key = id(c)
@@ -61,10 +61,13 @@ def check_fits(c: np.ndarray[Any, Any], shape: Sequence[int]) -> None:
         raise ValueError(f"the table has coefficients for samples of shape {c.shape}, not {tuple(shape)}")
 
 
-def affine(query: Tensor, output: Tensor, on_query: float, on_output: float) -> Tensor:
-    """on_query·query + on_output·output in as few passes over the memory as possible; `output` itself for (0, 1)."""
+def affine(query: Tensor, output: Tensor, on_query: float, on_output: float, out: Tensor | None = None) -> Tensor:
+    """on_query·query + on_output·output in as few passes over the memory as possible; `output` itself for (0, 1).
+
+    The result is a new tensor, or else `out`.
+    """
     if on_query == 0.0:
-        return output if on_output == 1.0 else output * on_output
+        return output if on_output == 1.0 else torch.mul(output, on_output, out=out)
     if on_query == 1.0:
-        return torch.add(query, output, alpha=on_output)
-    return (query * on_query).add_(output, alpha=on_output)
+        return torch.add(query, output, alpha=on_output, out=out)
+    return torch.mul(query, on_query, out=out).add_(output, alpha=on_output)

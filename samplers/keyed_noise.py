@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .host_normals import GAMMA, MIX, box_muller, host_keys
+
 START_NOISE = -1
 """Row under which the initial noise of a sample is drawn; run rows count from 0."""
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
-_BLOCK = 1 << 14  # pairs: 128 KB of bits
-_REMEMBERED = 1 << 16
 
 
 def seed_of(generator: torch.Generator) -> int:
@@ -59,34 +55,42 @@ def keyed_normal(
     -------
     Tensor, shape (B, *shape)
     """
-    return draw_normals(
-        own_keys(torch.as_tensor(samples, dtype=torch.int64, device=device)), shape, seed, row, slot, dtype
-    )
+    own = _mix_tensor(torch.as_tensor(samples, dtype=torch.int64, device=device) * _signed(GAMMA))
+    shared = _mix(_mix(_mix(seed) + (row + 2) * GAMMA) ^ _mix(slot + 1))
+    return normals(_mix_tensor(own ^ _signed(shared)), shape, dtype)
 
 
-def draw_normals(own: Tensor, shape: Sequence[int], seed: int, row: int, slot: int, dtype: torch.dtype) -> Tensor:
-    """`keyed_normal` of the samples whose `own_keys` (B,) are given, for those who draw often."""
-    shared = _mix(_mix(_mix(seed) + (row + 2) * _GAMMA) ^ _mix(slot + 1))
-    keys = joint_keys(own, _signed(shared))
+def run_keys(
+    seeds: Sequence[int], samples: Sequence[int], draws: Sequence[tuple[int, int]], device: torch.device
+) -> Tensor:
+    """Keys (draws, B) of all draws of a run, made on the host and sent without waiting.
+
+    Parameters
+    ----------
+    seeds : one, or one for each sample
+    samples : (B,) global sample indices
+    draws : (row, slot) of each draw
+
+    Returns
+    -------
+    int64 Tensor for `normals`, row by row what `keyed_normal` uses
+    """
+    rows, slots = [row for row, _ in draws], [slot for _, slot in draws]
+    signed = [_signed(seed) for seed in seeds]
+    if torch.compiler.is_compiling():
+        keys: Tensor = torch.ops.pathline.run_keys(signed, list(samples), rows, slots)
+    else:
+        keys = host_keys(signed, samples, rows, slots)
+    return keys.to(device, non_blocking=True)
+
+
+def run_normals(keys: Tensor, like: Tensor) -> Tensor:
+    """Standard normals of the shape and dtype of `like` from keys (B,), a row of `run_keys`."""
     if torch.compiler.is_compiling():  # one node of the graph; a cipher for every draw would take minutes to compile
-        double = dtype == torch.float64
-        return torch.ops.pathline.normals(keys, list(shape), double).to(dtype)
-    return normals(keys, shape, dtype)
-
-
-def noise_keys(seed: int, rows: Tensor, slots: Tensor) -> Tensor:
-    """What all samples of a run share in their keys at rows and slots, int64 tensors of one shape."""
-    return _mix_tensor(_mix_tensor((rows + 2) * _signed(_GAMMA) + _signed(_mix(seed))) ^ _mix_tensor(slots + 1))
-
-
-def joint_keys(own: Tensor, shared: int | Tensor) -> Tensor:
-    """Keys of samples from their own part (B,) and the shared one, an integer or an int64 tensor that broadcasts."""
-    return _mix_tensor(own ^ shared)
-
-
-def own_keys(index: Tensor) -> Tensor:
-    """The part of their keys that samples with these global indices (B,) do not share."""
-    return _mix_tensor(index * _signed(_GAMMA))
+        double = like.dtype == torch.float64
+        drawn: Tensor = torch.ops.pathline.normals(keys, list(like.shape[1:]), double)
+        return drawn.to(like.dtype)
+    return normals(keys, like.shape[1:], like.dtype)
 
 
 def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -97,27 +101,15 @@ def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if torch.compiler.is_compiling():  # one kernel without a concatenation, which torch 2.13 miscompiles on the host
         place = torch.arange(count, device=keys.device)
         first = place < half
-        radius, angle = _polar(_mix_tensor(keys[:, None] + _counter(torch.where(first, place, place - half))), wide)
+        radius, angle = _polar(keys, torch.where(first, place, place - half), wide)
         drawn = radius * torch.where(first, torch.cos(angle), torch.sin(angle))
+    elif keys.device.type == "cpu":
+        drawn = box_muller(keys, half, wide)
     else:
-        drawn = torch.empty((len(keys), 2 * half), dtype=wide, device=keys.device)
-        _fill(drawn, keys, half)
-        drawn = drawn[:, :count]
+        radius, angle = _polar(keys, torch.arange(half, device=keys.device), wide)
+        drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)
+    drawn = drawn if count == 2 * half else drawn[:, :count]
     return drawn.reshape(len(keys), *shape).to(dtype)
-
-
-def _fill(drawn: Tensor, keys: Tensor, half: int) -> None:
-    """Box–Muller pairs of all streams, on the host in pieces that stay in its cache."""
-    counter = _counters(half, keys.device) if half <= _REMEMBERED else _counter(torch.arange(half, device=keys.device))
-    width, rows = (half, len(keys)) if keys.device.type != "cpu" else (min(half, _BLOCK), max(1, _BLOCK // half))
-    for row in range(0, len(keys), rows):
-        for start in range(0, half, width):
-            part = slice(start, min(start + width, half))
-            bits = _mix_in_place(keys[row : row + rows, None] + counter[part])
-            radius, angle = _polar(bits, drawn.dtype)
-            out = drawn[row : row + rows]
-            torch.mul(radius, torch.cos(angle), out=out[:, part])
-            torch.mul(radius, torch.sin(angle), out=out[:, half + part.start : half + part.stop])
 
 
 @torch.library.custom_op("pathline::normals", mutates_args=())
@@ -125,22 +117,24 @@ def _normals_of(keys: Tensor, shape: list[int], double: bool) -> Tensor:
     return normals(keys, shape, torch.float64 if double else torch.float32)
 
 
+@torch.library.custom_op("pathline::run_keys", mutates_args=())
+def _run_keys_of(seeds: list[int], samples: list[int], rows: list[int], slots: list[int]) -> Tensor:
+    return host_keys(seeds, samples, rows, slots)
+
+
+@_run_keys_of.register_fake
+def _(seeds: list[int], samples: list[int], rows: list[int], slots: list[int]) -> Tensor:
+    return torch.empty((len(rows), len(samples)), dtype=torch.int64)
+
+
 @_normals_of.register_fake
 def _(keys: Tensor, shape: list[int], double: bool) -> Tensor:
     return keys.new_empty((len(keys), *shape), dtype=torch.float64 if double else torch.float32)
 
 
-def _counter(place: Tensor) -> Tensor:
-    return (place + 1) * _signed(_GAMMA)
-
-
-@lru_cache(maxsize=4)
-def _counters(half: int, device: torch.device) -> Tensor:
-    return _counter(torch.arange(half, device=device))
-
-
-def _polar(bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _polar(keys: Tensor, place: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Radius and angle of Box–Muller pairs from the high and the low 32 bits."""
+    bits = _mix_tensor(keys[:, None] + (place + 1) * _signed(GAMMA))
     radius = torch.sqrt(-2.0 * torch.log(_unit((bits >> 32) & 0xFFFFFFFF, dtype)))
     return radius, (2.0 * math.pi) * _unit(bits & 0xFFFFFFFF, dtype)
 
@@ -157,25 +151,15 @@ def _signed(value: int) -> int:
 
 def _mix(value: int) -> int:
     value &= _MASK
-    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
-    return value ^ (value >> 31)
+    for by, factor in MIX:
+        value = ((value ^ (value >> by)) * (factor or 1)) & _MASK
+    return value
 
 
 def _mix_tensor(value: Tensor) -> Tensor:
-    value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
-    value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
-    return value ^ _shift(value, 31)
-
-
-def _mix_in_place(value: Tensor) -> Tensor:
-    """`_mix_tensor` in the memory of its argument, and of one tensor more."""
-    spare = torch.empty_like(value)
-    for by, factor in ((30, _MIX_1), (27, _MIX_2), (31, None)):
-        torch.bitwise_right_shift(value, by, out=spare)
-        value.bitwise_xor_(spare.bitwise_and_((1 << (64 - by)) - 1))
-        if factor is not None:
-            value.mul_(_signed(factor))
+    for by, factor in MIX:
+        value = value ^ _shift(value, by)
+        value = value if factor is None else value * _signed(factor)
     return value
 
 

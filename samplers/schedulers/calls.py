@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Call(NamedTuple):
     convert : (c_x, c_out), output value = c_x·query + c_out·RAW, which is the network's output, or the data prediction
         where the plan has a rule
     data : (c_x, c_out) giving the data prediction from the network output, before a rule of the plan; None where the
-        output value is it, () where it is undefined
+        stored output value is it, () where it is undefined
     draws, updates : executed in order
     frees : values that nothing reads afterwards
     returns : the value handed to the caller: the next call's query, or the result
@@ -49,7 +50,7 @@ class Call(NamedTuple):
     output: int
     stored: bool
     convert: tuple[float, float]
-    data: tuple[float, ...] | None
+    data: tuple[float, float] | tuple[()] | None
     draws: tuple[Draw, ...]
     updates: tuple[Update, ...]
     frees: tuple[int, ...]
@@ -69,6 +70,11 @@ class Plan:
     calls: tuple[Call, ...]
     rule: Rule | None = None
     before_step: int = 0
+
+    @cached_property
+    def draws(self) -> tuple[tuple[int, int], ...]:
+        """(row, slot) of all noise, in the order of its use."""
+        return tuple((draw.row, draw.slot) for call in self.calls for draw in call.draws)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """A plan never changes, so copies of a scheduler in mid-run share it."""
@@ -117,11 +123,12 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
         data = _data(row, prediction, sign, rule)
         convert = (c_x, c_out if rule is not None else sign * c_out)
         updates = inlined(updates, set(frees))
-        stored = row.output not in frees or data is None
+        stored = row.output not in frees
         if not stored:
             spared = without(updates, row.output, row.query, convert)
             stored = passes(spared) > passes(updates) + (convert[0] != 0.0) + (convert[1] != 1.0)
             updates = updates if stored else spared
+            data = convert if data is None and not stored else data
         updates = tuple(Update(u.target, unit_first(u.terms)) for u in updates)
         calls.append(Call(row.level, row.query, row.output, stored, convert, data, draws, updates, frees, returns))
     return Plan(table, _operations(table, 0, places[0])[1], tuple(calls), rule)
@@ -138,7 +145,7 @@ def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], 
     return tuple(draws), tuple(updates)
 
 
-def _data(row: Row, prediction: str, sign: float, rule: Rule | None) -> tuple[float, ...] | None:
+def _data(row: Row, prediction: str, sign: float, rule: Rule | None) -> tuple[float, float] | tuple[()] | None:
     if row.form == "data" and rule is None:
         return None
     level = row.level

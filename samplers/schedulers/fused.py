@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..keyed_noise import joint_keys, noise_keys, normals
+from ..keyed_noise import normals
 from .calls import Call, Plan
 from .passes import RAW
 
@@ -65,40 +65,34 @@ class FusedPlan:
 
     def __init__(self, plan: Plan) -> None:
         self.calls = list[FusedCall]()
-        draws = list[tuple[int, int]]()
+        drawn = 0
         for call in plan.calls:
-            self.calls.append(_fused(call, len(draws)))
-            draws += [(draw.row, draw.slot) for draw in call.draws]
+            self.calls.append(_fused(call, drawn))
+            drawn += len(call.draws)
         width = max(len(call.coefficients) for call in self.calls)
         self._coefficients = np.zeros((len(self.calls), width))
         for row, fused in zip(self._coefficients, self.calls, strict=True):
             row[: len(fused.coefficients)] = fused.coefficients
-        self._draws = np.array(draws, dtype=np.int64).reshape(-1, 2)
-        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def on(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients (calls, K) and (row, slot) of all draws, on the device of `like`; copied there once."""
+    def on(self, like: Tensor) -> Tensor:
+        """Coefficients (calls, K) on the device of `like`; copied there once."""
         key = like.device, like.dtype
         if key not in self._on:
-            table = torch.from_numpy(self._coefficients).to(like.dtype).to(like.device)
-            self._on[key] = table, torch.from_numpy(self._draws).to(like.device)
+            self._on[key] = torch.from_numpy(self._coefficients).to(like.dtype).to(like.device)
         return self._on[key]
-
-    def keys(self, seeds: Sequence[int], own: Tensor, like: Tensor) -> Tensor:
-        """Noise keys (draws, B) of a run with one seed, or one for each sample, and the samples' own keys (B,)."""
-        _, draws = self.on(like)
-        shared = torch.stack([noise_keys(seed, draws[:, 0], draws[:, 1]) for seed in seeds], dim=1)
-        return joint_keys(own, shared)
 
     def __call__(
         self, position: int, values: dict[int, Tensor], output: Tensor, keys: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Execute a call on the registers; returns what `Stepper.advance` does, in the dtype of `output`."""
+        """Execute a call on the registers; returns what `Stepper.advance` does, in the dtype of `output`.
+
+        `keys` (draws, B) are those of all draws of the run, in the order of `Plan.draws`.
+        """
         call = self.calls[position]
         registers = [values[v] for v in call.inputs]
-        table, _ = self.on(registers[0])
         drawn = keys[call.draws] if keys is not None and call.layout.draws else None
-        numbers = table[position, : len(call.coefficients)]
+        numbers = self.on(registers[0])[position, : len(call.coefficients)]
         kept, state, data = _compiled(call.layout)(numbers, output, registers, drawn)
         values.update(zip(call.results, kept, strict=True))
         return state, data

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .calls import Plan
 from .compiled import Compiled
+from .output import resolved
 from .stepper import Generators, StepNoise, Stepper
 
 _SAME_TIME = 1e-3  # timesteps count up to 1000
@@ -91,7 +93,8 @@ class SampleRuns:
             state = sample[one].to(output.dtype)
             found: Tensor | None = state
             if not place.done:
-                state, found = place.stepper.advance(output[one], sample[one])
+                state, prediction = place.stepper.advance(output[one], sample[one])
+                found = resolved(prediction)
                 place.done = place.stepper.finished
             states.append(state)
             data.append(found)
@@ -107,13 +110,14 @@ class SampleRuns:
                 return place
         index = self._compiled.find(time, shown)
         plan = self._compiled.plan(index)
-        place = _Place(Stepper(plan, index, self._noise_of(b, plan.table.stochastic, batch, generator)))
+        place = _Place(Stepper(plan, index, self._noise_of(b, plan, batch, generator)))
         self._places[b] = place
         return place
 
-    def _noise_of(self, b: int, stochastic: bool, batch: int, generator: Generators) -> StepNoise:
+    def _noise_of(self, b: int, plan: Plan, batch: int, generator: Generators) -> StepNoise:
         """The noise that sample `b` has in a batch at one time."""
-        if not stochastic:
+        if not plan.table.stochastic:
             return StepNoise(0, 0)
         seeds: Sequence[int] = self._noise.settled(generator, batch)
-        return StepNoise(seeds[0], self._offset + b) if len(seeds) == 1 else StepNoise(seeds[b], 0)
+        seed, first = (seeds[0], self._offset + b) if len(seeds) == 1 else (seeds[b], 0)
+        return StepNoise(seed, first, plan.draws)

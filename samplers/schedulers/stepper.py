@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..combine import Combiner, affine
-from ..keyed_noise import draw_normals, own_keys, seed_of
+from ..keyed_noise import run_keys, run_normals, seed_of
 from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
+from .memory import Memory
+from .output import Pending, Prediction
 from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -27,34 +29,35 @@ class StepNoise:
         Used unless the pipeline passes generators; None draws one from torch's default generator.
     offset : int
         Global index of the first sample of the batch.
+    draws : (row, slot) of each draw
     """
 
-    def __init__(self, seed: int | None, offset: int) -> None:
-        self.seed, self.offset = seed, offset
+    def __init__(self, seed: int | None, offset: int, draws: Sequence[tuple[int, int]] = ()) -> None:
+        self.seed, self.offset, self._draws = seed, offset, draws
+        self._places = {draw: place for place, draw in enumerate(draws)}
         self._seeds: list[int] | None = None
-        self._own: Tensor | None = None
+        self._keys: Tensor | None = None
 
     def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
-        """Standard normals shaped as `like`; the seeds are settled at the first draw of a run.
+        """Standard normals shaped as `like`; errors as in `keys`."""
+        return run_normals(self.keys(generator, like)[self._places[row, slot]], like)
+
+    def keys(self, generator: Generators, like: Tensor) -> Tensor:
+        """Keys (draws, B) of all draws, for samples like these; the seeds are settled the first time.
+
+        With a seed for each sample, every one is the first of its seed.
 
         Raises
         ------
         ValueError
             A list of generators whose length is not the batch size.
         """
-        seeds, own = self.settled(generator, len(like)), self.own(generator, like)
-        shape, dtype = like.shape[1:], like.dtype
-        if len(seeds) == 1:
-            return draw_normals(own, shape, seeds[0], row, slot, dtype)
-        return torch.cat([draw_normals(own[b : b + 1], shape, seed, row, slot, dtype) for b, seed in enumerate(seeds)])
-
-    def own(self, generator: Generators, like: Tensor) -> Tensor:
-        """`own_keys` (B,) of the samples: with a seed for each of them, every one is the first of its seed."""
-        if self._own is None or len(self._own) != len(like):
-            index = torch.arange(self.offset, self.offset + len(like), device=like.device)
-            alone = len(self.settled(generator, len(like))) > 1
-            self._own = own_keys(torch.zeros_like(index) if alone else index)
-        return self._own
+        batch = len(like)
+        if self._keys is None or self._keys.shape[1] != batch:
+            seeds = self.settled(generator, batch)
+            samples = [0] * batch if len(seeds) > 1 else range(self.offset, self.offset + batch)
+            self._keys = run_keys(seeds, samples, self._draws, like.device)
+        return self._keys
 
     def settled(self, generator: Generators, batch: int) -> list[int]:
         """The seeds of this run, one or one for each sample; errors as in a draw."""
@@ -101,9 +104,8 @@ class Stepper:
         self._rounded = False
         self._version: int | None = None
         self._combine: Combiner | None = None
-        self._idle: list[int] = []  # values that nothing reads any more
+        self._memory: Memory | None = None
         self._fused = fused
-        self._keys: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -126,7 +128,7 @@ class Stepper:
         ones = {1: torch.ones_like(sample, dtype=wide)} if self.plan.table.anchors else {}
         return {0: sample.to(wide), **ones}
 
-    def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor | None]:
+    def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Prediction]:
         """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
 
         Both have the dtype of `output`. `sample` should be what the last call returned; where the pipeline changed
@@ -148,7 +150,7 @@ class Stepper:
             self._fold(sample, call.query)
         return call
 
-    def end(self, call: Call, state: Tensor, data: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def end(self, call: Call, state: Tensor, data: Prediction) -> tuple[Tensor, Prediction]:
         """Go on to the next call, with `state` in the pipeline's hands."""
         self._rounded = state is not self.values[call.returns]
         if self._rounded:
@@ -158,49 +160,58 @@ class Stepper:
         self.index += 1
         return state, data
 
-    def rounded(self, call: Call, data: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def rounded(self, call: Call, data: Prediction, dtype: torch.dtype) -> tuple[Tensor, Prediction]:
         """The state that `call` has made, and its data prediction, in the dtype of the network."""
         state = self.values[call.returns]
         if state.dtype == dtype:
             return state, data
-        return state.to(dtype), None if data is None else data.to(dtype)
+        return state.to(dtype), data.to(dtype) if isinstance(data, Tensor) else data
 
-    def execute(self, call: Call, output: Tensor, generator: Generators) -> Tensor | None:
+    def execute(self, call: Call, output: Tensor, generator: Generators) -> Prediction:
         """The call on the registers, one element-wise operation after another; returns the data prediction."""
-        values, combine, rule, idle = self.values, self._combine, self.plan.rule, self._idle
+        values, combine, rule, memory = self.values, self._combine, self.plan.rule, self._memory
         assert combine is not None
+        assert memory is not None
         query = values[call.query]
         raw = output if output.dtype == query.dtype else output.to(query.dtype)
-        data = None
+        data: Prediction = None
         if rule is not None and call.data is not None:
             raw = data = rule(affine(query, raw, *call.data))
         values[RAW] = raw
         if call.stored:
-            _release(values, idle)
-            stored = affine(query, raw, *call.convert)
+            room = memory.take(query)
+            stored = affine(query, raw, *call.convert, out=room)
             # a compiled network may write its next output over this one
-            values[call.output] = stored.clone() if stored is output else stored
+            if stored is output:
+                stored = output.clone() if room is None else room.copy_(output)
+            values[call.output] = stored
         if rule is None:
-            data = values[call.output] if call.data is None else affine(query, raw, *call.data) if call.data else None
+            if call.data is None:
+                data = values[call.output]
+            elif call.data:
+                data = Pending(query, raw, call.data, output.dtype)
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
-            _release(values, idle)
-            values[target] = combine(terms, values)
-        for value in (RAW, *idle):
-            values.pop(value, None)
-        self._idle = list(call.frees)
+            values[target] = combine(terms, values, memory.take(query))
+        del values[RAW]
+        for value in call.frees:
+            self._free(value)
         return data
+
+    def _free(self, value: int) -> None:
+        tensor = self.values.pop(value, None)
+        if tensor is not None and self._memory is not None:
+            self._memory.give(tensor)
 
     def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
         fused, values = self._fused, self.values
         assert fused is not None
         query = values[call.query]
-        if self._keys is None and call.draws:
-            self._keys = fused.keys(self.noise.settled(generator, len(query)), self.noise.own(generator, query), query)
-        state, data = fused(self._position, values, output, self._keys)
+        keys = self.noise.keys(generator, query) if call.draws else None
+        state, data = fused(self._position, values, output, keys)
         for value in call.frees:
-            values.pop(value, None)
+            self._free(value)
         if state.dtype == query.dtype:
             values[call.returns] = state  # one memory with what is handed out, for edits in place
         return state, data
@@ -214,6 +225,7 @@ class Stepper:
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self._combine = Combiner(sample.device)
         self.values = self._initial(sample, wide)
+        self._memory = Memory(self.values[0])
         _update(self.plan.lead, self.values, self._combine)
 
     def _touched(self, sample: Tensor) -> bool:
@@ -228,15 +240,6 @@ class Stepper:
             self.values[query] = sample.to(wide)
         else:
             self.values[query] = state + (sample.to(wide) - handed.to(wide))
-
-
-def _release(values: dict[int, Tensor], idle: list[int]) -> None:
-    """Let one idle value go just before another of its size is made.
-
-    On the host the allocator gives larger holes back to the system, and every page of them would have to be had anew.
-    """
-    if idle:
-        values.pop(idle.pop(), None)
 
 
 def changes_of(tensor: Tensor) -> int | None:
@@ -254,7 +257,7 @@ class LiveRegisters(list[Tensor | None]):
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
-        self._keys = [key for key in stepper.values if key != stepper.next_query and key not in stepper._idle]
+        self._keys = [key for key in stepper.values if key != stepper.next_query]
         super().__init__(stepper.values[key] for key in self._keys)
 
     def __setitem__(self, place: Any, value: Any) -> None:

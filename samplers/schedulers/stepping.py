@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .arguments import refuse_arguments
 from .compiled import Compiled
-from .output import PathlineSchedulerOutput
+from .output import PathlineSchedulerOutput, Prediction, StepPair, resolved
 from .own_times import SampleRuns, is_uniform
 from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
 from .token_times import TokenRun
@@ -37,7 +37,7 @@ class Stepping:
         self._led: tuple[Tensor, Tensor] | None = None  # latents before and after an analytic first step
         self._runs: SampleRuns | None = None
         self._tokens: TokenRun | None = None
-        self.pred_original_sample: Tensor | None = None
+        self._prediction: Prediction = None
 
     def _ready(self) -> Compiled:
         if self._compiled is None:
@@ -74,6 +74,11 @@ class Stepping:
         return LiveRegisters(self._stepper) if self._stepper is not None else [None]
 
     @property
+    def pred_original_sample(self) -> Tensor | None:
+        """Data prediction of the last step; None before the first one, or where the output does not determine it."""
+        return resolved(self._prediction)
+
+    @property
     def last_sample(self) -> None:
         """Always None: earlier states are among `model_outputs`."""
         return None
@@ -98,7 +103,8 @@ class Stepping:
                 "pass them through scale_model_input, and this one does not; leave afs out"
             )
         self._step_index = index
-        self._stepper = Stepper(plan, index, StepNoise(self._seed, self._offset), compiled.fused(index))
+        noise = StepNoise(self._seed, self._offset, plan.draws)
+        self._stepper = Stepper(plan, index, noise, compiled.fused(index))
         return self._stepper
 
     def _obey_sigmas(self, compiled: Compiled) -> Compiled:
@@ -167,29 +173,35 @@ class Stepping:
         """
         if kwargs:
             refuse_arguments(kwargs)
-        self.pred_original_sample = None  # its memory is free for the next one
+        self._prediction = None  # its memory is free for the next one
+        previous, self._prediction = self._advance(model_output, timestep, sample, generator, per_token_timesteps)
+        if return_dict:
+            return PathlineSchedulerOutput(previous, self.pred_original_sample)
+        if torch.compiler.is_compiling():
+            return previous, self.pred_original_sample
+        return StepPair(previous, self._prediction)
+
+    def _advance(
+        self, output: Tensor, timestep: Any, sample: Tensor, generator: Generators, token_times: Tensor | None
+    ) -> tuple[Tensor, Prediction]:
         if self._runs is not None or (isinstance(timestep, Tensor) and timestep.ndim and not is_uniform(timestep)):
-            if per_token_timesteps is not None:
+            if token_times is not None:
                 raise ValueError("timestep has an entry for each sample and per_token_timesteps one for each token")
-            previous, data = self._step_each(model_output, timestep, sample, generator)
+            return self._step_each(output, timestep, sample, generator)
+        stepper = self._stepper
+        if stepper is None or stepper.index != self._step_index:
+            stepper = self._enter(timestep)
+            if self._led is not None and sample is self._led[1]:
+                sample = self._led[0]
+        if token_times is None:
+            found = stepper.advance(output, sample, generator)
         else:
-            stepper = self._stepper
-            if stepper is None or stepper.index != self._step_index:
-                stepper = self._enter(timestep)
-                if self._led is not None and sample is self._led[1]:
-                    sample = self._led[0]
-            if per_token_timesteps is None:
-                previous, data = stepper.advance(model_output, sample, generator)
-            else:
-                self._tokens = self._tokens or TokenRun(self._ready())
-                previous, data = self._tokens.advance(stepper, model_output, sample, per_token_timesteps, generator)
-            self._step_index = stepper.index
-            if stepper.finished:
-                self._stepper = None
-        self.pred_original_sample = data
-        if not return_dict:
-            return previous, data
-        return PathlineSchedulerOutput(prev_sample=previous, pred_original_sample=data)
+            self._tokens = self._tokens or TokenRun(self._ready())
+            found = self._tokens.advance(stepper, output, sample, token_times, generator)
+        self._step_index = stepper.index
+        if stepper.finished:
+            self._stepper = None
+        return found
 
     def _step_each(
         self, output: Tensor, timestep: Any, sample: Tensor, generator: Generators

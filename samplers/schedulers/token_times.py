@@ -17,6 +17,7 @@ from pathline.interpolants import PathPoint, convert
 from ..combine import affine
 from .calls import Call
 from .compiled import Compiled
+from .output import Prediction, resolved
 from .stepper import Generators, Stepper
 
 _SAME_SHARE = 1e-6  # of the training steps: times come in float32
@@ -49,7 +50,7 @@ class TokenRun:
 
     def advance(
         self, stepper: Stepper, output: Tensor, sample: Tensor, times: Tensor, generator: Generators
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Prediction]:
         """As `Stepper.advance`, for tokens at `times`.
 
         Parameters
@@ -77,7 +78,7 @@ class TokenRun:
         outputs = {c.output for c in stepper.plan.calls}
         late = {v: values[v] for v in outputs & values.keys() & self._elsewhere.keys()}
         values.update({v: torch.where(self._elsewhere[v], newest, register) for v, register in late.items()})
-        data = stepper.execute(call, output, generator)
+        data = resolved(stepper.execute(call, output, generator))
         values.update({v: register for v, register in late.items() if v in values})
 
         unfit = ~here | self._after(call, here, outputs)

@@ -1,0 +1,112 @@
+"""The normals of `keyed_noise` on the host, in pieces that stay in its cache.
+
+NumPy's unsigned integers are several times faster than torch's signed ones, and torch's transcendental functions than
+NumPy's. All intermediate arrays are kept from draw to draw: fresh memory costs as much as the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+GAMMA = 0x9E3779B97F4A7C15
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
+"""Constants of SplitMix64: its step; shifts and factors of its finaliser."""
+
+_PIECE = 1 << 14  # pairs
+_SHAPES = 8  # of pieces, whose arrays a thread keeps
+_ROUNDS = tuple((np.uint64(by), None if factor is None else np.uint64(factor)) for by, factor in MIX)
+_held = threading.local()
+
+
+def host_keys(seeds: Sequence[int], samples: Sequence[int], rows: Sequence[int], slots: Sequence[int]) -> Tensor:
+    """Keys (draws, B) of the draws at rows and slots, for one seed or one for each of the B samples, all int64."""
+    gamma, one = np.uint64(GAMMA), np.uint64(1)
+    seed, sample, row, slot = (np.array(part, np.int64).view(np.uint64) for part in (seeds, samples, rows, slots))
+    of_rows = _mixed(_mixed(seed) + ((row + one + one) * gamma)[:, None])
+    shared = _mixed(of_rows ^ _mixed(slot + one)[:, None])
+    return torch.from_numpy(_mixed(_mixed(sample * gamma) ^ shared).view(np.int64))
+
+
+def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return _mix(value.copy(), np.empty_like(value))
+
+
+def _mix(value: NDArray[np.uint64], spare: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser in the memory of `value`, and of `spare`."""
+    for by, factor in _ROUNDS:
+        np.bitwise_xor(value, np.right_shift(value, by, spare), value)
+        if factor is not None:
+            np.multiply(value, factor, value)
+    return value
+
+
+def box_muller(keys: Tensor, half: int, dtype: torch.dtype) -> Tensor:
+    """`half` cosines and then as many sines for every key, (B, 2·half)."""
+    batch = len(keys)
+    drawn = torch.empty((batch, 2, half), dtype=dtype)
+    streams, out = keys.numpy().view(np.uint64)[:, None], drawn.numpy()
+    rows = max(1, _PIECE // max(half, 1))
+    for start in range(0, half, _PIECE):
+        stop = min(start + _PIECE, half)
+        counters = _counters(start, stop)
+        for row in range(0, batch, rows):
+            piece = streams[row : row + rows]
+            scratch = _scratch(len(piece), stop - start, out.dtype.type)
+            scratch.fill(piece, counters, out[row : row + rows, :, start:stop])
+    return drawn.view(batch, 2 * half)
+
+
+class _Scratch:
+    """Intermediate arrays for b streams of n pairs."""
+
+    def __init__(self, b: int, n: int, kind: type[np.floating[Any]]) -> None:
+        self._bits, self._spare = np.empty((2, b, n), np.uint64)
+        halves = self._bits.view(np.uint32).reshape(b, n, 2)
+        self._low, self._high = (halves[..., k] for k in ((0, 1) if sys.byteorder == "little" else (1, 0)))
+        self._radius, self._angle, self._cosine = floats = np.empty((3, b, n), kind)
+        self._logarithm, self._turned, self._turned_cosine = torch.from_numpy(floats).unbind()
+        self._unit, self._middle, self._minus_two = kind(2.0**-32), kind(2.0**-33), kind(-2.0)
+        self._turn, self._turn_middle = kind(2.0 * math.pi * 2.0**-32), kind(2.0 * math.pi * 2.0**-33)
+
+    def fill(self, streams: NDArray[np.uint64], counters: NDArray[np.uint64], out: NDArray[Any]) -> None:
+        """Pairs of normals of streams (b, 1) at counters (n,) into out (b, 2, n)."""
+        radius, angle = self._radius, self._angle
+        _mix(np.add(streams, counters, self._bits), self._spare)
+        radius[...] = self._high
+        np.multiply(radius, self._unit, radius)
+        np.add(radius, self._middle, radius)  # (n + 1/2)·2⁻³², never 0
+        self._logarithm.log_()
+        np.sqrt(np.multiply(radius, self._minus_two, radius), radius)
+        angle[...] = self._low
+        np.add(np.multiply(angle, self._turn, angle), self._turn_middle, angle)
+        torch.cos(self._turned, out=self._turned_cosine)
+        self._turned.sin_()
+        np.multiply(radius, self._cosine, out[:, 0])
+        np.multiply(radius, angle, out[:, 1])
+
+
+def _scratch(b: int, n: int, kind: type[np.floating[Any]]) -> _Scratch:
+    """The scratch of this thread, for shapes that come again and again."""
+    kept = _held.__dict__
+    key = f"{b} {n} {kind.__name__}"
+    if key not in kept:
+        if len(kept) >= _SHAPES:
+            kept.clear()
+        kept[key] = _Scratch(b, n, kind)
+    found: _Scratch = kept[key]
+    return found
+
+
+@lru_cache(maxsize=64)
+def _counters(start: int, stop: int) -> NDArray[np.uint64]:
+    return np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(GAMMA)
