@@ -53,7 +53,7 @@ def _mix(value: NDArray[np.uint64], spare: NDArray[np.uint64]) -> NDArray[np.uin
 def box_muller(keys: Tensor, half: int, dtype: torch.dtype) -> Tensor:
     """`half` cosines and then as many sines for every key, (B, 2·half)."""
     batch = len(keys)
-    drawn = torch.empty((batch, 2, half), dtype=dtype)
+    drawn = torch.empty((batch, 2, half), dtype=dtype, device="cpu")
     streams, out = keys.numpy().view(np.uint64)[:, None], drawn.numpy()
     rows = max(1, _PIECE // max(half, 1))
     for start in range(0, half, _PIECE):
@@ -74,7 +74,8 @@ class _Scratch:
         halves = self._bits.view(np.uint32).reshape(b, n, 2)
         self._low, self._high = (halves[..., k] for k in ((0, 1) if sys.byteorder == "little" else (1, 0)))
         self._radius, self._angle, self._cosine = floats = np.empty((3, b, n), kind)
-        self._logarithm, self._turned, self._turned_cosine = torch.from_numpy(floats).unbind()
+        with torch.inference_mode(False):  # written in and out of inference mode
+            self._logarithm, self._turned, self._turned_cosine = torch.from_numpy(floats).unbind()
         self._unit, self._middle, self._minus_two = kind(2.0**-32), kind(2.0**-33), kind(-2.0)
         self._turn, self._turn_middle = kind(2.0 * math.pi * 2.0**-32), kind(2.0 * math.pi * 2.0**-33)
 
