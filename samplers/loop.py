@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .anchors import anchor_values
 from .border import Model, TableBorder
-from .combine import Combiner, check_fits
+from .combine import Combiner, check_table_fits
 from .describe import value_names
 from .guidance import Guidance
-from .keyed_noise import keyed_normal, seed_of
+from .keyed_noise import run_keys, run_normals, seed_of
 from .run_state import Callback, Hook, NoiseSource, NonFiniteError, Result, RunState, StepInfo
 from .table import Row, Table
 from .thresholding import Thresholding
-from .transforms import ONES
 
 NEAR_SOURCE = 0.9
 """A bridge that starts where the source has at least this weight starts at its source, as published samplers do."""
@@ -64,7 +64,7 @@ def run(
     noise : NoiseSource, optional
         Replaces the keyed noise (a Brownian path, stored draws).
     anchors : mapping of name to Tensor
-        The constants named in `table.anchors`.
+        The constants named in `table.anchors`, over those that the table brings along.
     hooks, callback : see `Hook` and `StepInfo`
     progress : bool
         Show a progress bar.
@@ -81,18 +81,16 @@ def run(
         After the run, naming the first row whose registers were not finite.
     """
     check_start(x_init, guidance)
-    for _, c in table.coefficients() if table.has_arrays else ():
-        if isinstance(c, np.ndarray):
-            check_fits(c, x_init.shape[1:])
+    check_table_fits(table, x_init.shape[1:])
     values = _initial_values(table, x_init, anchors or {})
     border = TableBorder(table, model, x_init, prediction, guidance, thresholding)
     index = _sample_indices(samples, x_init)
     if isinstance(seed, torch.Generator):
         seed = seed_of(seed)
-    draw = noise or _keyed_source(seed, index)
+    draw = noise or _keyed_source(table, seed, index)
     like = values[0]
     state = RunState(table, values, index, dict(model_kwargs or {}))
-    combine = Combiner(x_init.device)
+    combine = Combiner(x_init.device, table.basis)
     norms: list[tuple[list[int], list[Tensor]]] = []
     with torch.set_grad_enabled(differentiable), _bar(table, progress) as tick:
         for k, row in enumerate(table.rows):
@@ -147,27 +145,10 @@ def check_start(x: Tensor, guidance: Any = None) -> None:
 
 
 def _initial_values(table: Table, x: Tensor, anchors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    start = table.start
-    if "source" in table.anchors and start.anchor > NEAR_SOURCE:
+    if "source" in table.anchors and table.start.anchor > NEAR_SOURCE:
         anchors = {"source": x, **anchors}
-    if ONES in table.anchors:
-        anchors = {ONES: torch.ones(()), **anchors}
-    missing, extra = set(table.anchors) - set(anchors), set(anchors) - set(table.anchors)
-    if missing or extra:
-        raise ValueError(
-            f"method {table.method!r} takes anchors {list(table.anchors)}; "
-            f"missing {sorted(missing)}, unknown {sorted(extra)}"
-            + (" (or afs=AnalyticStart(mean=...))" if "data_mean" in missing else "")
-        )
-    wide = torch.promote_types(x.dtype, torch.float32)
-    values = {0: x.to(wide)}
-    for i, name in enumerate(table.anchors):
-        try:
-            values[1 + i] = anchors[name].to(device=x.device, dtype=wide).expand(x.shape)
-        except RuntimeError:
-            shape = tuple(anchors[name].shape)
-            raise ValueError(f"anchor {name!r} has shape {shape}, which does not fit x_init {tuple(x.shape)}") from None
-    return values
+    start = x.to(torch.promote_types(x.dtype, torch.float32))
+    return {0: start, **anchor_values(table, start, anchors)}
 
 
 def _sample_indices(samples: Sequence[int] | Tensor | None, x: Tensor) -> Tensor:
@@ -181,11 +162,10 @@ def _sample_indices(samples: Sequence[int] | Tensor | None, x: Tensor) -> Tensor
     return index
 
 
-def _keyed_source(seed: int, index: Tensor) -> NoiseSource:
-    def draw(row: int, slot: int, like: Tensor) -> Tensor:
-        return keyed_normal(like.shape[1:], seed, index, row, slot, dtype=like.dtype, device=like.device)
-
-    return draw
+def _keyed_source(table: Table, seed: int, index: Tensor) -> NoiseSource:
+    draws = [(k, slot) for k, row in enumerate(table.rows) for slot, z in enumerate(row.noises) if z >= 0]
+    keys = dict(zip(draws, run_keys([seed], index.tolist(), draws, index.device), strict=True))
+    return lambda row, slot, like: run_normals(keys[row, slot], like)
 
 
 def _info(state: RunState, row: Row) -> StepInfo:

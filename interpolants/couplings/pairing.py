@@ -1,0 +1,145 @@
+"""Couplings of two batches: which base sample goes with which data sample.
+
+A coupling returns indices, so that labels, weights and augmentations follow their samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import check_name
+from .costs import Cost, squared_distance
+from .entropic import Array, sinkhorn
+from .newton_sparse import newton_sparse
+
+
+class Pairs(NamedTuple):
+    """Pair k is (base[base_index[k]], data[data_index[k]]); the condition is that of the data.
+
+    Attributes
+    ----------
+    base, data : int64 Tensor (n,)
+        On the host.
+    """
+
+    base: Tensor
+    data: Tensor
+
+
+class Coupling(Protocol):
+    """Pairs of a base batch (n, ...) and a data batch (n, ...) with the conditions (n, ...) of the latter."""
+
+    def __call__(
+        self,
+        base: Tensor,
+        data: Tensor,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Pairs:
+        """Draw n pairs; `generator` is used only where pairs are drawn from a plan."""
+
+
+@dataclass(frozen=True)
+class IndependentCoupling:
+    """Base and data as they come."""
+
+    def __call__(
+        self,
+        base: Tensor,
+        data: Tensor,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Pairs:
+        """Pairs (k, k)."""
+        check_batches(base, data)
+        index = torch.arange(len(base))
+        return Pairs(index, index)
+
+
+PLANS = ("exact", "sinkhorn", "newton")
+
+
+@dataclass(frozen=True)
+class TransportCoupling:
+    """Optimal transport between the batches. Tong et al., "Improving and generalizing flow-based generative models
+    with minibatch optimal transport", TMLR 2024 (arXiv:2302.00482).
+
+    Parameters
+    ----------
+    plan : {"exact", "sinkhorn", "newton"}
+        An assignment that uses every sample once; or pairs drawn from the entropic plan, by Sinkhorn's sweeps or to
+        machine precision by `newton_sparse`.
+    regularisation : float > 0
+        Of entropic plans, in units of the cost; 2σ² with the squared distance gives the Schrödinger bridge of
+        Brownian motion with variance σ² (Tong et al., arXiv:2307.03672).
+    cost : callable
+        (n, ...), (m, ...) -> (n, m).
+    tolerance : float
+        Marginal error of entropic plans.
+
+    Raises
+    ------
+    ValueError
+        An unknown plan, or a regularisation that is not positive.
+    """
+
+    plan: str = "exact"
+    regularisation: float = 0.05
+    cost: Cost = squared_distance
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_name("plan", self.plan, PLANS)
+        if not self.regularisation > 0:
+            raise ValueError(f"regularisation={self.regularisation!r} is not possible; it is a positive number")
+
+    def __call__(
+        self,
+        base: Tensor,
+        data: Tensor,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Pairs:
+        """The assignment in the order of the data, or n independent draws from the plan."""
+        check_batches(base, data)
+        cost = self.cost(base, data).cpu().numpy()
+        if self.plan == "exact":
+            return assigned(cost)
+        solve = sinkhorn if self.plan == "sinkhorn" else newton_sparse
+        return drawn(solve(cost, self.regularisation, tolerance=self.tolerance).matrix, len(base), generator)
+
+
+def assigned(cost: Array) -> Pairs:
+    """The assignment of least cost, in the order of the data."""
+    from scipy.optimize import linear_sum_assignment
+
+    data, base = linear_sum_assignment(cost.T)
+    return Pairs(torch.from_numpy(base), torch.from_numpy(data))
+
+
+def drawn(plan: Array, count: int, generator: torch.Generator | None = None) -> Pairs:
+    """Independent pairs of a plan (n, m): a base sample by its weight, then a data sample given it."""
+    uniforms = torch.rand(2, count, dtype=torch.float64, generator=generator).numpy()
+    weights = plan.sum(1)
+    base = _inverse(np.cumsum(weights), uniforms[0] * weights.sum())
+    rows = np.cumsum(plan[base], axis=1)
+    data = (rows < (uniforms[1] * rows[:, -1])[:, None]).sum(1).clip(max=plan.shape[1] - 1)
+    return Pairs(torch.from_numpy(base), torch.from_numpy(data))
+
+
+def _inverse(cumulative: Array, places: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.searchsorted(cumulative, places, side="right")
+    return found.clip(max=len(cumulative) - 1)
+
+
+def check_batches(base: Tensor, data: Tensor) -> None:
+    """Raise ValueError unless both are non-empty batches of one size."""
+    if base.ndim < 1 or data.ndim < 1 or len(base) != len(data) or not len(base):
+        raise ValueError(
+            f"base and data must be batches of one size, got shapes {tuple(base.shape)} and {tuple(data.shape)}"
+        )
