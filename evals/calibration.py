@@ -5,16 +5,24 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+from pathline.interpolants import unknown_name
 
 from .runners import start_state
-from .sources import open_source
+from .sources import Source, open_source
+
+if TYPE_CHECKING:
+    from pathline.samplers.calibrate.auto import Choice, Trial
 
 _START = 128  # trajectories at most, however large the budget
+_LEAST = 12
+_PER_SAMPLE = 40  # calls of one sample for each call of the table, about, until everything was tried
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,12 @@ class CalibrationSettings:
     samples : int or None
         Start noises, a third of which judge and are never fitted to; by default as many as the budget serves.
     seed, batch_size, device
+    method : str
+        "auto" or a name of `calibrate.fitters.FITTERS`.
+    afs : bool
+        Whether an analytic first step may come before the first call, which diffusers' flow pipelines do not run.
+    class_means : bool
+        Whether the table may need the mean of each sample's class when it is run.
     """
 
     source: str
@@ -43,59 +57,114 @@ class CalibrationSettings:
     seed: int = 0
     batch_size: int = 256
     device: str = "cpu"
+    method: str = "auto"
+    afs: bool = True
+    class_means: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of start noises."""
+        if self.samples is not None:
+            return self.samples
+        return min(_START, max(_LEAST, self.budget // (_PER_SAMPLE * (self.nfe + 8))))
 
 
-def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = True) -> Any:
-    """Choose a table, print what was tried, and save it; returns the `Choice`.
+def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = True) -> Choice:
+    """Choose a table and save it; one that was interrupted goes on where it stopped.
+
+    What is finished is kept in a folder beside `out` (see `parts_folder`) until the table is written.
+
+    Parameters
+    ----------
+    settings : CalibrationSettings
+    out : Path
+        A .safetensors file, or .json for a table without arrays: then no groups of coordinates and no mean are tried.
+    progress : bool
+        Show a bar over the budget.
 
     Raises
     ------
     ValueError
-        An unknown source, guidance that it cannot give, a file name of another kind, too few samples.
+        Before any network call: an unknown source or method, guidance that the source cannot give, a file name of
+        another kind, too few samples, or an interrupted calibration with other settings. Later, when a method that was
+        asked for by name is not possible.
     BudgetError
         The budget does not pay for a hold-out.
     """
     from pathline.samplers.calibrate.auto import choose
+    from pathline.samplers.calibrate.resume import Parts
     from pathline.samplers.calibrate.trajectories import Problem
+
+    _check(settings, out)
+    source = open_source(settings.source, settings.device)
+    indices = range(settings.count)
+    parts = Parts(parts_folder(out), _kept_settings(settings, source, out))
+    guidance = source.guidance(settings.guidance)
+    conditions = source.kwargs(indices, settings.device)
+    x = start_state(source, settings.seed, indices, torch.float32, settings.device)
+    with _shown(settings.budget, progress) as shown:
+
+        def model(*args: Any, **kwargs: Any) -> Tensor:
+            shown(problem.calls, None)
+            return source.model(*args, **kwargs)
+
+        problem = Problem(model, source.path, source.prediction, guidance, conditions, settings.budget)
+        choice = choose(
+            problem,
+            x,
+            settings.nfe,
+            method=settings.method,
+            arrays=out.suffix != ".json",
+            analytic=settings.afs,
+            condition_means=settings.class_means,
+            chunk=settings.batch_size,
+            facts=_facts(settings, source),
+            report=lambda trial: shown(problem.calls, trial),
+            parts=parts,
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    choice.table.save(out)
+    parts.remove()
+    return choice
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the finished parts of an interrupted calibration are."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _check(settings: CalibrationSettings, out: Path) -> None:
+    from pathline.samplers.calibrate.fitters import FITTERS
 
     if out.suffix not in (".json", ".safetensors"):
         raise ValueError(f"--out {out} is not possible; table files end in .json or .safetensors")
     if settings.nfe < 1:
         raise ValueError(f"--nfe {settings.nfe} is not possible; at least 1 call is needed")
-    source = open_source(settings.source, settings.device)
-    count = settings.samples or min(_START, max(12, settings.budget // (40 * (settings.nfe + 8))))
-    indices = range(count)
-    problem = Problem(
-        source.model,
-        source.path,
-        source.prediction,
-        source.guidance(settings.guidance),
-        source.kwargs(indices, settings.device),
-        settings.budget,
-    )
-    x = start_state(source, settings.seed, indices, torch.float32, settings.device)
-    facts = {
+    if settings.method not in ("auto", *FITTERS):
+        raise unknown_name("calibration method", settings.method, ["auto", *FITTERS])
+    if settings.class_means and out.suffix == ".json":
+        raise ValueError("--class-means needs a table of arrays; give --out a name that ends in .safetensors")
+
+
+def _kept_settings(settings: CalibrationSettings, source: Source, out: Path) -> dict[str, Any]:
+    """What determines the parts of a calibration, besides where it is run."""
+    same = {key: value for key, value in asdict(settings).items() if key not in ("source", "batch_size", "device")}
+    same |= {"samples": settings.count, "network": source.identity, "path": source.path.name, "file": out.suffix}
+    return same | {"version": importlib.metadata.version("pathline")}
+
+
+def _facts(settings: CalibrationSettings, source: Source) -> dict[str, Any]:
+    return {
         "source": source.name,
         "network": source.identity,
         "seed": settings.seed,
+        "method": settings.method,
         "versions": {name: importlib.metadata.version(name) for name in ("pathline", "torch")},
     }
-    with _shown(settings.budget, progress) as shown:
-        choice = choose(
-            problem,
-            x,
-            settings.nfe,
-            chunk=settings.batch_size,
-            facts=facts,
-            report=lambda trial: shown(problem.calls, trial),
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    choice.table.save(out)
-    return choice
 
 
-def summary_of(choice: Any, out: Path) -> str:
-    """What was tried, best first, and what it gained."""
+def summary_of(choice: Choice, out: Path) -> str:
+    """What was tried, the chosen table first, then best first, and what it gained."""
     lines = [f"{'hold-out error':>15}  {'calls':>7}  candidate"]
     for trial in choice.trials:
         if trial.table is None:
@@ -103,22 +172,26 @@ def summary_of(choice: Any, out: Path) -> str:
         else:
             lines.append(f"{trial.error:>15.5g}  {trial.calls:>7}  {trial.name}{'  (fitted)' if trial.tuned else ''}")
     gain = 1.0 - choice.error / choice.untuned_error
+    side = "below" if gain >= 0 else "above"
     lines.append(
-        f"{choice.trials[0].name}: error {choice.error:.5g}, {gain:.0%} below the best untuned method "
+        f"{choice.trials[0].name}: error {choice.error:.5g}, {abs(gain):.0%} {side} the best untuned method "
         f"({choice.untuned_error:.5g}), for {choice.calls} network calls; written to {out}"
     )
+    if gain < 0:
+        lines.append("This fit lost to a method that costs nothing; --method auto would have kept that one.")
     return "\n".join(lines)
 
 
 @contextmanager
-def _shown(budget: int, progress: bool) -> Iterator[Callable[[int, Any], None]]:
+def _shown(budget: int, progress: bool) -> Iterator[Callable[[int, Trial | None], None]]:
     """A bar over the budget that names the last trial."""
     from tqdm.auto import tqdm
 
     with tqdm(total=budget, desc="calibrate", unit="call", disable=not progress) as bar:
 
-        def show(calls: int, trial: Any) -> None:
+        def show(calls: int, trial: Trial | None) -> None:
             bar.update(calls - bar.n)
-            bar.set_postfix_str(f"{trial.name}: {trial.error:.4g}")
+            if trial is not None:
+                bar.set_postfix_str(f"{trial.name}: {trial.error:.4g}")
 
         yield show

@@ -68,7 +68,9 @@ def sweep(
         str | None, typer.Argument(help="bed:NAME, a trained folder, or a diffusers pipeline name.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (.json or .toml); options override it.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Methods, as in 'ddim dpm++:order=3,variant=exact'.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, as in 'ddim dpm++:order=3,variant=exact fitted-{nfe}.safetensors'.")
+    ] = None,
     grids: Annotated[str | None, typer.Option(help="Grids, as in 'logsnr karras:rho=5'.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Budgets, as in '3-6,8,10,20'.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in '0-2'.")] = None,
@@ -84,36 +86,21 @@ def sweep(
     batch_size: Annotated[int | None, typer.Option(help="Samples at once; changes no result.")] = None,
     device: Device = None,
     keep: Annotated[int | None, typer.Option(help="Images kept per cell for sample sheets.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run tables fitted to another network or guidance.")] = False,
     out: Annotated[Path, typer.Option(help="Records file, appended to; a second run goes on.")] = Path(
         "out/records.jsonl"
     ),
     quiet: Quiet = False,
 ) -> None:
     """Compare methods over grids, budgets and seeds; results are appended to a records file."""
+    overrides: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("config", "out", "quiet")}
     from .settings import load_settings
     from .summary import sections
     from .sweep import run_sweep
     from .tables import print_sections
 
-    overrides: dict[str, Any] = {
-        "source": source,
-        "methods": _words(methods),
-        "grids": _words(grids),
-        "nfe": _integers(nfe),
-        "seeds": _integers(seeds),
-        "runners": _words(runners),
-        "samples": samples,
-        "features": features,
-        "data": data,
-        "truth": truth,
-        "truth_steps": truth_steps,
-        "truth_grid": truth_grid,
-        "guidance": guidance,
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "device": device,
-        "keep": keep,
-    }
+    overrides |= {"methods": _words(methods), "grids": _words(grids), "runners": _words(runners)}
+    overrides |= {"nfe": _integers(nfe), "seeds": _integers(seeds), "force": force or None}
     settings = load_settings(config, overrides)
     try:
         result = run_sweep(settings, out, progress=not quiet, say=_say)
@@ -246,9 +233,10 @@ def sample(
     *,
     out: Annotated[Path, typer.Option(help="A .png grid or an .npz with arr_0 (uint8, NHWC).")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
-    method: Annotated[str, typer.Option(help="A method, as in 'unipc:order=3'.")] = "dpm++",
+    method: Annotated[str, typer.Option(help="A method, as in 'unipc:order=3', or the file of a table.")] = "dpm++",
     grid: Annotated[str, typer.Option(help="A grid, as in 'logsnr'.")] = "logsnr",
     nfe: Annotated[int, typer.Option(help="Budget of evaluations per sample.")] = 20,
+    force: Annotated[bool, typer.Option("--force", help="Run a table fitted to another network or guidance.")] = False,
     seed: Annotated[int, typer.Option(help="Seed; sample i is the same for any batch size.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     runner: Annotated[str, typer.Option(help="'sample' or 'scheduler'.")] = "sample",
@@ -271,6 +259,7 @@ def sample(
         guidance=guidance,
         batch_size=batch_size,
         device=device or "cpu",
+        force=force,
     )
     spent = draw_samples(settings, count, out, progress=not quiet)
     typer.echo(f"{count} samples at {spent:g} evaluations each written to {out}")
@@ -278,23 +267,36 @@ def sample(
 
 @app.command()
 def calibrate(
-    source: Annotated[str, typer.Argument(help="bed:NAME, a trained folder, or a diffusers pipeline name.")],
+    source: Annotated[str | None, typer.Argument(help="bed:NAME, a trained folder, or a pipeline name.")] = None,
     *,
+    model: Annotated[str | None, typer.Option(help="The same, by name.")] = None,
     nfe: Annotated[int, typer.Option(help="Network calls of the table that is sought.")],
     budget: Annotated[int, typer.Option(help="Network calls for everything; a guided pair is one.")] = 20_000,
+    method: Annotated[str, typer.Option(help="auto, or one fit: learned, iia, dc, gits ...")] = "auto",
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    afs: Annotated[bool, typer.Option(help="Analytic first steps too; flow pipelines of diffusers run none.")] = True,
+    class_means: Annotated[bool, typer.Option("--class-means", help="May need class means when it is run.")] = False,
     samples: Annotated[int | None, typer.Option(help="Start noises, a third of them to judge.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the start noises.")] = 0,
-    out: Annotated[Path, typer.Option(help="A .json or .safetensors file.")] = Path("table.json"),
+    out: Annotated[Path, typer.Option(help="A .safetensors or .json file.")] = Path("table.safetensors"),
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the best table of a number of calls for a network, by its error on noises kept out, and save it."""
-    from .calibration import CalibrationSettings, calibrate_source, summary_of
+    from .calibration import CalibrationSettings, calibrate_source, parts_folder, summary_of
 
-    settings = CalibrationSettings(source, nfe, guidance, budget, samples, seed, batch_size, device or "cpu")
-    choice = calibrate_source(settings, out, progress=not quiet)
+    given = [name for name in (source, model) if name is not None]
+    if len(given) != 1:
+        raise ValueError("name the source once: pathline calibrate SOURCE, or pathline calibrate --model SOURCE")
+    settings = CalibrationSettings(
+        given[0], nfe, guidance, budget, samples, seed, batch_size, device or "cpu", method, afs, class_means
+    )
+    try:
+        choice = calibrate_source(settings, out, progress=not quiet)
+    except KeyboardInterrupt:
+        _say(f"Interrupted; what is finished is in {parts_folder(out)}. The same command goes on from there.")
+        raise typer.Exit(130) from None
     typer.echo(summary_of(choice, out))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pathline.training import save_preview
 
 from .images import save_samples
-from .runners import run_cell, table_of
+from .runners import check_table_fits, run_cell, table_of
 from .settings import SweepSettings
 from .sources import open_source
 
@@ -27,6 +27,7 @@ def draw_samples(settings: SweepSettings, count: int, out: Path, progress: bool 
         raise ValueError(f"{source.name} makes samples of shape {source.shape}, which are not images")
     cell = next(settings.cells())
     table_of(source, cell)
+    check_table_fits(source, cell, settings)
     if progress:
         from tqdm.auto import tqdm
 

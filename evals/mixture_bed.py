@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.interpolants import DiscretePath
+from pathline.interpolants import DiscretePath, GaussianPath, LinearPath, unknown_name
 from pathline.interpolants.mixture import GaussianMixture
 
-from .files import read_npz, replacing
+from .files import file_digest, read_npz, replacing
+from .sources import DataSet, Source
 
 CLUSTERS, RANK = 4, 64
 _KEYS = ("weights", "means", "std", "basis", "spectrum", "classes", "shape")
@@ -132,6 +133,40 @@ def load_mixture(path: Path) -> GaussianMixture:
         basis=basis,
         spectrum=arrays["spectrum"],
         classes=arrays["classes"],
+    )
+
+
+def mixture_source(file: Path, path: str = "discrete") -> Source:
+    """The bed as a source: the exact class-conditional network of a fitted mixture.
+
+    Parameters
+    ----------
+    file : Path
+        As `load_mixture` reads it.
+    path : {"discrete", "linear"}
+        DDPM's schedule (`ddpm_path`), or the flow of the same data.
+
+    Raises
+    ------
+    ValueError
+        As in `load_mixture`, or another path.
+    """
+    paths: dict[str, GaussianPath] = {"discrete": ddpm_path(), "linear": LinearPath()}
+    if path not in paths:
+        raise unknown_name("path of the mixture bed", path, paths)
+    mixture = load_mixture(file)
+    assert mixture.classes is not None
+    return Source(
+        f"mixture:path={path}",
+        "bed",
+        file_digest([file]),
+        mixture.as_model(paths[path], "data"),
+        paths[path],
+        "data",
+        mixture.shape,
+        lambda: DataSet("mixture", mixture.sample(4096, torch.Generator().manual_seed(1))),
+        classes=int(mixture.classes.max()) + 1,
+        null_label=-1,
     )
 
 

@@ -1,4 +1,4 @@
-"""The best untuned setting on a test bed: methods × grids × analytic first steps against converged end points.
+"""Untuned samplers on a source: errors of methods × grids × analytic first steps against converged end points.
 
 python -m pathline.evals.peers mixture.npz --guidance 7.5 --samples 64
 """
@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pathline.interpolants import GaussianPath
-from pathline.samplers import ClassifierFree, Table, plan
+from pathline.samplers import Nodes, Table, build_table, make_nodes, plan
 from pathline.samplers.calibrate.row_fits import mean_error
 from pathline.samplers.calibrate.trajectories import Problem
+from pathline.samplers.run_state import NonFiniteError
 
+from .runners import start_state
 from .settings import parse_integers, parse_spec
+from .sources import Source
 from .truth import dense_times
 
 METHODS = (
@@ -31,7 +34,6 @@ METHODS = (
 )
 """Methods whose outputs equal the public implementations'."""
 GRIDS = ("karras", "logsnr", "time")
-STARTS: tuple[str | None, ...] = (None, "unit")
 PUBLISHED: dict[float, dict[int, float]] = {
     1.0: {3: 0.111, 4: 0.066, 5: 0.043, 6: 0.036, 8: 0.0197, 10: 0.0125},
     7.5: {3: 0.244, 4: 0.178, 5: 0.130, 6: 0.102, 8: 0.057, 10: 0.034},
@@ -41,75 +43,105 @@ _TRUTH_STEPS = {True: 240, False: 120}
 _CHUNK = 64
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One untuned sampler and its error."""
+class Setting(NamedTuple):
+    """An untuned sampler: texts of a method with its options (`afs` among them), and of a grid."""
 
-    error: float
     method: str
     grid: str
-    start: str | None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.grid}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting and its error."""
+
+    error: float
+    setting: Setting
+
+
+def settings_of(methods: Iterable[str], grids: Iterable[str], *, analytic: bool = True) -> Iterator[Setting]:
+    """Methods × grids, each also with an analytic first step where `analytic`."""
+    for method, grid, afs in itertools.product(methods, grids, (False, True) if analytic else (False,)):
+        joint = "," if ":" in method else ":"
+        yield Setting(f"{method}{joint}afs=unit" if afs else method, grid)
 
 
 class Bench:
-    """A conditional closed-form network, its start noises and their converged end points.
+    """Start noises of a source and their converged end points.
 
     Parameters
     ----------
-    model : callable (x, t, labels)
-        Data prediction; label −1 stands for all classes.
-    path : GaussianPath
-    shape : tuple of int
-    classes : int
-        Sample i gets class i mod `classes`.
+    source : Source
     guidance : float
-        1 is the conditional network.
+        1 is the network itself.
     samples, seed : int
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Tensor],
-        path: GaussianPath,
-        shape: Sequence[int],
-        classes: int,
-        *,
-        guidance: float = 1.0,
-        samples: int = 256,
-        seed: int = 0,
-    ) -> None:
-        labels = torch.arange(samples) % classes
-        guided = None if guidance == 1.0 else ClassifierFree(guidance, {"labels": torch.full_like(labels, -1)})
-        self.path, self.problem = path, Problem(model, path, "data", guided, {"labels": labels})
-        self.start = path.prior((samples, *shape), torch.Generator().manual_seed(seed)).float()
+    def __init__(self, source: Source, *, guidance: float = 1.0, samples: int = 256, seed: int = 0) -> None:
+        indices = range(samples)
+        guided = None if guidance == 1.0 else source.guidance(guidance)
+        self.path = source.path
+        self.problem = Problem(source.model, source.path, source.prediction, guided, source.kwargs(indices))
+        self.start = start_state(source, seed, indices, torch.float32)
         steps = _TRUTH_STEPS[guidance != 1.0]
-        self.end = self.run(plan(path, "exp-adams", order=3, grid=dense_times(path, steps)))
+        self.end = self.run(plan(self.path, "exp-adams", order=3, grid=dense_times(self.path, steps)))
+        self._nodes = lru_cache(maxsize=None)(self._make_nodes)
 
-    def error(self, method: str, grid: str, start: str | None, nfe: int) -> float:
-        """Mean over samples of the RMSE per value, for a setting with at most `nfe` calls."""
-        spec = parse_spec(method)
-        options: Mapping[str, Any] = {**spec.options, **({"afs": start} if start else {})}
-        out = self.run(plan(self.path, spec.name, nfe=nfe, grid=grid, **options))
-        return mean_error(out - self.end)
+    def _make_nodes(self, grid: str, steps: int) -> Nodes:
+        spec = parse_spec(grid)
+        return make_nodes(self.path, spec.name, steps, **spec.options)
 
-    def best(self, nfe: int) -> list[Setting]:
-        """All settings, best first; those that the budget is too small for are left out."""
+    def table(self, setting: Setting, nfe: int) -> Table:
+        """The setting's table of most steps with at most `nfe` calls.
+
+        Raises
+        ------
+        ValueError
+            One step costs more, or the setting is not possible on the path.
+        """
+        method = parse_spec(setting.method)
+        for steps in range(nfe + 1, 0, -1):
+            table = build_table(method.name, self._nodes(setting.grid, steps), **method.options)
+            if table.evaluations <= nfe:
+                return table
+        raise ValueError(f"nfe={nfe!r} is below what one step of {setting.method!r} costs")
+
+    def error(self, setting: Setting, nfe: int, samples: int | None = None) -> float:
+        """Mean over the first `samples` (all by default) of the RMSE per value, with at most `nfe` calls.
+
+        Infinite where the run leaves the range of numbers.
+        """
+        try:
+            return self.distance(self.run(self.table(setting, nfe), samples), samples)
+        except NonFiniteError:
+            return float("inf")
+
+    def distance(self, out: Tensor, samples: int | None = None) -> float:
+        """Mean over the first samples of the RMSE per value between `out` and the converged end points."""
+        return mean_error(out - self.end[:samples])
+
+    def best(self, nfe: int, settings: Iterable[Setting] | None = None, samples: int | None = None) -> list[Found]:
+        """All settings, best first; those that are not possible at this budget are left out."""
         found = []
-        for method, grid, start in itertools.product(METHODS, GRIDS, STARTS):
+        for setting in settings_of(METHODS, GRIDS) if settings is None else settings:
             try:
-                found.append(Setting(self.error(method, grid, start, nfe), method, grid, start))
-            except ValueError:  # fewer calls than one step of the method costs
+                found.append(Found(self.error(setting, nfe, samples), setting))
+            except ValueError:
                 continue
-        return sorted(found, key=lambda setting: setting.error)
+        return sorted(found, key=lambda one: one.error)
 
-    def run(self, table: Table) -> Tensor:
-        """Samples (B, ...) of a table from the start noises."""
-        return self.problem.run(table, self.start, chunk=_CHUNK)
+    def run(self, table: Table, samples: int | None = None) -> Tensor:
+        """Samples (B, ...) of a table from the first start noises."""
+        batch = len(self.start)
+        rows = slice(0, batch if samples is None else samples)
+        return self.problem.part(rows, batch).run(table, self.start[rows], chunk=_CHUNK)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the best untuned settings on the CIFAR-10 bed beside the published ones."""
-    from .mixture_bed import ddpm_path, load_mixture
+    from .mixture_bed import mixture_source
 
     parser = argparse.ArgumentParser(prog="python -m pathline.evals.peers", description=main.__doc__)
     parser.add_argument("mixture", type=Path, help="file written by python -m pathline.evals.mixture_bed")
@@ -117,15 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--nfe", default="3-6,8,10")
     given = parser.parse_args(arguments)
-    mixture, path = load_mixture(given.mixture), ddpm_path()
-    bench = Bench(
-        mixture.as_model(path, "data"), path, mixture.shape, 10, guidance=given.guidance, samples=given.samples
-    )
+    bench = Bench(mixture_source(given.mixture), guidance=given.guidance, samples=given.samples)
     for nfe in parse_integers(given.nfe):
-        first, second = bench.best(nfe)[:2]
         listed = PUBLISHED.get(given.guidance, {}).get(nfe)
         told = "" if listed is None else f", published {listed:g}"
-        names = " | ".join(f"{s.error:.4f} {s.method} {s.grid} afs={s.start}" for s in (first, second))
+        names = " | ".join(f"{one.error:.4f} {one.setting}" for one in bench.best(nfe)[:2])
         print(f"guidance {given.guidance:g}, {nfe} calls: {names}{told}", flush=True)
 
 

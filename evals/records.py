@@ -21,7 +21,7 @@ VERSION = 1
 Record = dict[str, Any]
 
 # What may differ between two numbers that are compared with one another; all else is protocol.
-CELL_KEYS = ("runner", "method", "options", "grid", "grid_options", "nfe", "seed")
+CELL_KEYS = ("runner", "method", "options", "grid", "grid_options", "nfe", "seed", "table")
 SECTIONS = ("config", "facts", "metrics", "run")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pathline.samplers import START_NOISE, Table, keyed_normal, list_adaptive, plan, sample
+from pathline.samplers.anchors import missing_anchors
+from pathline.samplers.fitted import check_fit
 
 from .counting import CountedGuidance, CountedModel
 from .scheduler_loop import SchedulerRun
@@ -44,6 +47,8 @@ def batches(count: int, size: int, start: int = 0) -> Iterator[range]:
 
 def table_of(source: Source, cell: Cell) -> Table:
     """The table a cell runs; every refusal happens here, before any network call."""
+    if cell.table_file is not None:
+        return _stored_table(cell, cell.table_file)
     check_budgeted(cell)
     if cell.method.options.keys() & _RESERVED:
         wrong = ", ".join(sorted(cell.method.options.keys() & _RESERVED))
@@ -56,6 +61,42 @@ def table_of(source: Source, cell: Cell) -> Table:
         grid_options=cell.grid.options,
         **cell.method.options,
     )
+
+
+def _stored_table(cell: Cell, file: Path) -> Table:
+    if cell.method.options:
+        raise ValueError(f"{cell.method} is the file of a table, which takes no options")
+    if not file.is_file():
+        raise ValueError(f"table file {file} does not exist")
+    table = Table.load(file)
+    if table.evaluations != cell.nfe:
+        raise ValueError(f"the table in {file} makes {table.evaluations} calls and runs at no other number")
+    return table
+
+
+def check_table_fits(source: Source, cell: Cell, settings: SweepSettings) -> None:
+    """Refuse a stored table that belongs to another path, prediction, guidance or network.
+
+    Raises
+    ------
+    ValueError
+        With what differs. With `settings.force` only another path is refused, and a table that needs anchors.
+    """
+    if cell.table_file is None or not cell.table_file.is_file():
+        return
+    table = Table.load(cell.table_file)
+    if missing := missing_anchors(table):
+        raise ValueError(f"{cell.table_file} needs {', '.join(sorted(missing))} whenever it is run; use sample(...)")
+    try:
+        check_fit(
+            table.released() if settings.force else table,
+            path=source.path,
+            prediction=source.prediction,
+            guidance=source.guidance(settings.guidance),
+            network=source.identity,
+        )
+    except ValueError as error:
+        raise ValueError(f"{cell.table_file} does not belong to {source.name}: {error} (here --force)") from None
 
 
 def check_budgeted(cell: Cell) -> None:
@@ -120,20 +161,26 @@ def run_cell(source: Source, cell: Cell, settings: SweepSettings, report: Report
 def _by_library(
     source: Source, model: CountedModel, cell: Cell, x: Tensor, indices: range, kwargs: dict[str, Any], guide: Any
 ) -> Tensor:
+    if cell.table_file is None:
+        method: dict[str, Any] = {
+            "method": cell.method.name,
+            "nfe": cell.nfe,
+            "grid": cell.grid.name,
+            "grid_options": cell.grid.options,
+            **cell.method.options,
+        }
+    else:
+        method = {"method": table_of(source, cell).released()}  # checked before the first call
     out = sample(
         model,
         x,
         path=source.path,
-        method=cell.method.name,
-        nfe=cell.nfe,
-        grid=cell.grid.name,
-        grid_options=cell.grid.options,
         prediction=source.prediction,
         model_kwargs=kwargs,
         guidance=guide,
         seed=cell.seed,
         sample_offset=indices.start,
-        **cell.method.options,
+        **method,
     )
     assert isinstance(out, Tensor)
     return out

@@ -110,11 +110,14 @@ def make_scheduler(config: Any, cell: Cell) -> Any:
     """
     from pathline.samplers.schedulers import PathlineScheduler
 
-    settings = {
-        "method": cell.method.name,
-        "options": dict(cell.method.options),
-        "grid": cell.grid.name,
-        "grid_options": dict(cell.grid.options),
-        "seed": cell.seed,
-    }
+    settings: dict[str, Any] = {"seed": cell.seed}
+    if cell.table_file is None:
+        settings |= {
+            "method": cell.method.name,
+            "options": dict(cell.method.options),
+            "grid": cell.grid.name,
+            "grid_options": dict(cell.grid.options),
+        }
+    else:
+        settings["table"] = str(cell.table_file)
     return PathlineScheduler.from_config(config, pathline=settings, clip_sample=False, thresholding=False)

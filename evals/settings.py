@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pathline.interpolants.errors import unknown_name
+from pathline.samplers.fitted import is_table
 
 RUNNERS = ("sample", "scheduler")
 DTYPES = ("float32", "float64")
+ANY_NFE = "{nfe}"
+"""In the name of a table's file: stands for each budget."""
 
 
 class Spec(NamedTuple):
@@ -47,6 +50,11 @@ class Cell(NamedTuple):
             "nfe": self.nfe,
             "seed": self.seed,
         }
+
+    @property
+    def table_file(self) -> Path | None:
+        """The file of the table that is run; None for a method."""
+        return Path(self.method.name.replace(ANY_NFE, str(self.nfe))) if is_table(self.method.name) else None
 
     def __str__(self) -> str:
         return f"{self.method} on {self.grid}, NFE {self.nfe}, seed {self.seed}, {self.runner}"
@@ -96,6 +104,9 @@ def parse_integers(text: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+_OWN = Spec("own", {})  # levels of a table
+
+
 @dataclass(frozen=True)
 class SweepSettings:
     """Everything a sweep is told. Fields named in ``EXECUTION`` change how it runs but not what it finds.
@@ -105,7 +116,8 @@ class SweepSettings:
     source : str
         ``bed:<name>``, a folder of a trained pipeline, or a diffusers pipeline name.
     methods, grids : tuple of str
-        Specs as in ``dpm++:order=3``.
+        Specs as in ``dpm++:order=3``. A method may be the file of a table, which has its own levels and runs at its own
+        number of calls only; ``{nfe}`` in its name stands for each budget, for tables of one kind.
     nfe : tuple of int
         Upper bounds on counted network evaluations per sample.
     seeds : tuple of int
@@ -123,6 +135,8 @@ class SweepSettings:
         "dense" (uniform in lam over a wider range).
     guidance : float or None
         Classifier-free guidance scale.
+    force : bool
+        Run tables that were fitted to another network or guidance too.
     """
 
     source: str
@@ -142,6 +156,7 @@ class SweepSettings:
     batch_size: int = 256
     device: str = "cpu"
     keep: int = 32
+    force: bool = False
 
     def __post_init__(self) -> None:
         for key in ("methods", "grids", "nfe", "seeds", "runners"):
@@ -168,15 +183,16 @@ class SweepSettings:
         """All cells, in the order in which they are run (seed outermost, so that early stops stay comparable)."""
         methods = [parse_spec(text) for text in self.methods]
         grids = [parse_spec(text) for text in self.grids]
-        for seed, runner, method, grid, nfe in itertools.product(self.seeds, self.runners, methods, grids, self.nfe):
-            yield Cell(runner, method, grid, nfe, seed)
+        for seed, runner, method in itertools.product(self.seeds, self.runners, methods):
+            for grid, nfe in itertools.product([_OWN] if is_table(method.name) else grids, self.nfe):
+                yield Cell(runner, method, grid, nfe, seed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values of all fields."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-EXECUTION = ("batch_size", "device", "keep")
+EXECUTION = ("batch_size", "device", "keep", "force")
 
 
 def load_settings(

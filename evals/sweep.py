@@ -17,13 +17,14 @@ import torch
 
 from pathline.interpolants import unknown_name
 from pathline.samplers import NonFiniteError, Table, list_grids, method_info
+from pathline.samplers.calibrate.extractor import check_judge
 
-from .files import digest, write_text
+from .files import digest, file_digest, write_text
 from .judge import Judge
 from .previews import preview_path, save_preview
 from .records import Record, RecordFile, make_record
-from .runners import Outcome, check_budgeted, run_cell, table_of
-from .settings import Cell, SweepSettings
+from .runners import Outcome, check_budgeted, check_table_fits, run_cell, table_of
+from .settings import ANY_NFE, Cell, SweepSettings
 from .sources import Source, open_source
 from .truth import Truth, check_truth, load_truth, truth_config
 from .world import World, join_world
@@ -96,7 +97,11 @@ class _Sweep:
         self.cache = out.with_name(f"{out.stem}-cache")
         check_names(settings)
         self.source = source or open_source(settings.source, settings.device)
+        for cell in settings.cells():
+            check_table_fits(self.source, cell, settings)
         self.tables = self._plan()
+        for _, table in self.tables.values():
+            check_judge(table, settings.features)
         if settings.truth_steps:
             check_truth(self.source, settings)
 
@@ -110,13 +115,20 @@ class _Sweep:
         """Compile every cell; a budget too small for a method drops that cell with a note."""
         tables: dict[str, tuple[Cell, Table]] = {}
         refused: list[str] = []
+        elsewhere: list[tuple[Cell, str]] = []  # stored tables at budgets that are not theirs
         for cell in self.settings.cells():
             if cell.runner == "scheduler":
                 self._check_scheduler_runner()
             try:
                 tables[str(cell)] = (cell, table_of(self.source, cell))
             except ValueError as error:
-                refused.append(f"left out {cell}: {error}")
+                text = f"left out {cell}: {error}"
+                if cell.table_file is None:
+                    refused.append(text)
+                else:
+                    elsewhere.append((cell, text))
+        run = {cell.method.name for cell, _ in tables.values()}
+        refused += [text for cell, text in elsewhere if cell.method.name not in run or ANY_NFE in cell.method.name]
         if not tables:
             raise ValueError("no cell can be run; " + refused[0])
         for text in refused:
@@ -147,7 +159,7 @@ class _Sweep:
         self.world.wait()  # the file is whole before anyone reads it, and read by all before anyone appends
         done = self.file.load().ids
         self.world.wait()
-        configs = [(cell, table, {**cell.config(), **protocol}) for cell, table in self.tables.values()]
+        configs = [(cell, table, {**_cell_config(cell), **protocol}) for cell, table in self.tables.values()]
         pending = [entry for entry in configs if digest(entry[2]) not in done]
         for seed in self.settings.seeds:
             self._run_seed(seed, [e for e in pending if e[0].seed == seed], judge)
@@ -255,6 +267,10 @@ def _against_truth(truth: Truth, converged: float | None, outcome: Outcome, tabl
     return {"rmse": error, "truth_gap": truth.gap, "fd_converged": converged}
 
 
+def _cell_config(cell: Cell) -> dict[str, Any]:
+    return cell.config() | ({} if cell.table_file is None else {"table": file_digest([cell.table_file])})
+
+
 def check_names(settings: SweepSettings) -> None:
     """Refuse unknown methods, method options and grids at once, before anything is opened.
 
@@ -264,6 +280,8 @@ def check_names(settings: SweepSettings) -> None:
         Listing the nearest valid names, or for a method that takes no budget what to do instead.
     """
     for cell in settings.cells():
+        if cell.table_file is not None:
+            continue
         check_budgeted(cell)
         info = method_info(cell.method.name)
         for key in cell.method.options:
@@ -274,7 +292,9 @@ def check_names(settings: SweepSettings) -> None:
 
 
 def declared_order(cell: Cell) -> int | None:
-    """Order the registry declares for the cell's options, None where no declared case has them."""
+    """Order the registry declares for the cell's options; None for tables and where no declared case has them."""
+    if cell.table_file is not None:
+        return None
     info = method_info(cell.method.name)
     given = {k: v for k, v in cell.method.options.items() if k != "afs"}
     for case in info.cases:

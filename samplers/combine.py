@@ -9,22 +9,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .table import Terms
+from .bases import basis_named
+from .table import Table, Terms
 
 _ONE = 1e-15  # rounding of two coefficients whose sum is 1
 
 
 class Combiner:
-    """Evaluates Σ coefficient·value for one device; array coefficients are moved there once."""
+    """Evaluates Σ coefficient·value for one device; array coefficients are moved there once.
 
-    def __init__(self, device: torch.device) -> None:
+    Parameters
+    ----------
+    device : torch.device
+    basis : str, optional
+        Name of the basis in which array coefficients act: Σ_j c_j·x_j is then back(Σ_j c_j ⊙ to(x_j)). By default they
+        multiply the values themselves.
+    """
+
+    def __init__(self, device: torch.device, basis: str | None = None) -> None:
         self.device = device
-        self._arrays: dict[int, Tensor] = {}
+        self._basis = None if basis is None else basis_named(basis)
+        self._arrays: dict[int, tuple[np.ndarray[Any, Any], Tensor]] = {}
 
     def __call__(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None = None) -> Tensor:
         """A new tensor, or `out`; zeros for no terms. `values` holds tensors of one shape, `out` not among them."""
         if not terms:
             return torch.zeros_like(next(iter(values.values())))
+        if self._basis is not None and any(isinstance(c, np.ndarray) for _, c in terms):
+            return self._filtered(terms, values, out)
+        return self._sum(terms, values, out)
+
+    def _sum(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> Tensor:
         total, rest = self._start(terms, values, out)
         for value, c in rest:
             if isinstance(c, np.ndarray):
@@ -32,6 +47,17 @@ class Combiner:
             else:
                 total.add_(values[value], alpha=c)
         return total
+
+    def _filtered(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> Tensor:
+        """Array coefficients as filters: one transform of each value, one back."""
+        assert self._basis is not None
+        filters = tuple(term for term in terms if isinstance(term[1], np.ndarray))
+        plain = tuple(term for term in terms if not isinstance(term[1], np.ndarray))
+        inside = self._sum(filters, {value: self._basis.to(values[value]) for value, _ in filters}, None)
+        if plain:
+            return self._sum(plain, values, out).add_(self._basis.back(inside))
+        filtered = self._basis.back(inside)
+        return filtered if out is None else out.copy_(filtered)
 
     def _start(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> tuple[Tensor, Terms]:
         """The first term, or the first two in one operation where their coefficients allow it."""
@@ -48,11 +74,24 @@ class Combiner:
         return torch.mul(x, c, out=out), terms[1:]
 
     def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:
-        key = id(c)
-        if key not in self._arrays:
+        if id(c) not in self._arrays:
             check_fits(c, like.shape[1:])
-            self._arrays[key] = torch.as_tensor(c, device=self.device)
-        return self._arrays[key].to(like.dtype)
+            self._arrays[id(c)] = c, torch.as_tensor(c, device=self.device)  # kept, so that its id stays its own
+        return self._arrays[id(c)][1].to(like.dtype)
+
+
+def check_table_fits(table: Table, shape: Sequence[int]) -> None:
+    """Raise ValueError unless the array coefficients of a table belong to samples of this shape."""
+    if not table.has_arrays:
+        return
+    if table.basis is not None:
+        try:
+            basis_named(table.basis).check(tuple(shape))
+        except ValueError as error:
+            raise ValueError(f"table {table.method!r} has coefficients in the {table.basis} basis: {error}") from None
+    for _, c in table.coefficients():
+        if isinstance(c, np.ndarray):
+            check_fits(c, shape)
 
 
 def check_fits(c: np.ndarray[Any, Any], shape: Sequence[int]) -> None:

@@ -17,6 +17,9 @@ def describe(table: Table) -> str:
         f"{table.method}({options})",
         f"{table.evaluations} evaluations, {table.registers} registers, {kind}, frame {table.frame}",
     ]
+    if table.basis is not None:
+        lines.append(f"array coefficients are filters in the {table.basis} basis")
+    lines += [f"constant {name}: {_constant(c)}" for name, c in table.constants.items()]
     names = value_names(table)
     for k, row in enumerate(table.rows):
         level = row.level
@@ -55,6 +58,10 @@ def _terms(terms: Terms, names: dict[int, str]) -> str:
         sign = "-" if not isinstance(c, np.ndarray) and c < 0 else "+"
         text += f" {sign} {_number(c)}·{names[value]}" if text or sign == "-" else f"{_number(c)}·{names[value]}"
     return text.strip() or "0"
+
+
+def _constant(c: Coefficient) -> str:
+    return f"array{c.shape}, mean {c.mean():.6g}" if isinstance(c, np.ndarray) else f"{c:.6g}"
 
 
 def _number(c: Coefficient) -> str:

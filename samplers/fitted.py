@@ -36,8 +36,9 @@ def check_fit(
     path: GaussianPath | StochasticInterpolant | None = None,
     prediction: str | None = None,
     guidance: Any = UNKNOWN,
+    network: str | None = None,
 ) -> None:
-    """Raise unless `table` was made for this path, and fitted to this prediction and guidance if it was fitted.
+    """Raise unless `table` was made for this path, and, if it was fitted, for this prediction, guidance and network.
 
     Parameters
     ----------
@@ -45,6 +46,7 @@ def check_fit(
     path : the path of the model, None where it is not known
     prediction : what the model returns
     guidance : Guidance or None; UNKNOWN where something else guides the model
+    network : identity of the network, such as a hash of its weights; None where it is not known
 
     Raises
     ------
@@ -59,6 +61,8 @@ def check_fit(
         differences.append(f"a {fit['prediction']} prediction, not {prediction}")
     if "guidance" in fit and guidance is not UNKNOWN and not _same_guidance(fit["guidance"], guidance):
         differences.append(f"guidance {_worded(fit['guidance'])}, not {_worded(_scale(guidance))}")
+    if network is not None and fit.get("network", network) != network:
+        differences.append(f"the network {fit['network']}, not {network}")
     if differences:
         raise ValueError(
             f"table {table.method!r} was fitted to {' and '.join(differences)}; fit one for this use, or force it with "

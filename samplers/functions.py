@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pathline.interpolants import EDMPath, LinearPath, unknown_name
 
+from .anchors import missing_anchors
 from .host_run import HostCallback, HostRun, start_seed
 from .nodes import Nodes
 from .numerics import Array
 from .registry import MethodInfo, build_table, list_methods, method_info
 from .table import Table
-from .transforms import ONES
 
 Sampler = Callable[..., Tensor]
 Compile = Callable[[Array, bool, Mapping[str, Any]], tuple[Table, Array]]
@@ -192,8 +192,8 @@ def _draws(info: MethodInfo) -> bool:
 
 
 def _of_table(table: Table, defaults: Mapping[str, Any]) -> Sampler:
-    if set(table.anchors) - {ONES}:
-        raise ValueError(f"the table of {table.method!r} takes anchors {list(table.anchors)}, which no host gives")
+    if missing := missing_anchors(table):
+        raise ValueError(f"the table of {table.method!r} takes anchors {sorted(missing)}, which no host gives")
 
     def compile_at(sigmas: Array, flow: bool, given: Mapping[str, Any]) -> tuple[Table, Array]:
         return _relabelled(table, sigmas, flow)

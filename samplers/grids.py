@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -200,9 +201,26 @@ def time(path: GaussianPath, levels: int) -> Array:
 
 
 @_register
-def logsnr(path: GaussianPath, levels: int) -> Array:
-    """Uniform in λ between the path's lambda_min and lambda_max."""
-    return times_at(path, np.linspace(path.lambda_min, path.lambda_max, levels))
+def logsnr(path: GaussianPath, levels: int, cleanest: float | None = None) -> Array:
+    """Uniform in λ between the path's lambda_min and lambda_max.
+
+    Parameters
+    ----------
+    cleanest : float, optional
+        Noise/signal of the last level, in the place of lambda_max's if that is smaller: few levels are spent badly on
+        the last details.
+
+    Raises
+    ------
+    ValueError
+        cleanest is not between 0 and the noise/signal of lambda_min.
+    """
+    low, high = path.lambda_min, path.lambda_max
+    if cleanest is not None:
+        if not 0.0 < cleanest < (most := math.exp(-low)):
+            raise ValueError(f"cleanest={cleanest!r} is not possible; it must lie between 0 and {most:g}")
+        high = min(high, -math.log(cleanest))
+    return times_at(path, np.linspace(low, high, levels))
 
 
 @_register

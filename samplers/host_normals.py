@@ -28,13 +28,16 @@ _ROUNDS = tuple((np.uint64(by), None if factor is None else np.uint64(factor)) f
 _held = threading.local()
 
 
-def host_keys(seeds: Sequence[int], samples: Sequence[int], rows: Sequence[int], slots: Sequence[int]) -> Tensor:
-    """Keys (draws, B) of the draws at rows and slots, for one seed or one for each of the B samples, all int64."""
+def host_keys(seeds: Sequence[int], samples: Tensor, draws: Tensor) -> Tensor:
+    """`keyed_noise.run_keys` on the host; seeds are signed 64-bit integers."""
     gamma, one = np.uint64(GAMMA), np.uint64(1)
-    seed, sample, row, slot = (np.array(part, np.int64).view(np.uint64) for part in (seeds, samples, rows, slots))
+    seed = np.array(seeds, np.int64).view(np.uint64)
+    row, slot = draws.numpy().view(np.uint64).T
     of_rows = _mixed(_mixed(seed) + ((row + one + one) * gamma)[:, None])
     shared = _mixed(of_rows ^ _mixed(slot + one)[:, None])
-    return torch.from_numpy(_mixed(_mixed(sample * gamma) ^ shared).view(np.int64))
+    keys = torch.empty((len(draws), len(samples)), dtype=torch.int64, device="cpu")
+    keys.numpy().view(np.uint64)[...] = _mixed(_mixed(samples.numpy().view(np.uint64) * gamma) ^ shared)
+    return keys
 
 
 def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -75,7 +78,7 @@ class _Scratch:
         self._low, self._high = (halves[..., k] for k in ((0, 1) if sys.byteorder == "little" else (1, 0)))
         self._radius, self._angle, self._cosine = floats = np.empty((3, b, n), kind)
         with torch.inference_mode(False):  # written in and out of inference mode
-            self._logarithm, self._turned, self._turned_cosine = torch.from_numpy(floats).unbind()
+            self._logarithm, self._turned, self._turned_cosine = (torch.from_numpy(part) for part in floats)
         self._unit, self._middle, self._minus_two = kind(2.0**-32), kind(2.0**-33), kind(-2.0)
         self._turn, self._turn_middle = kind(2.0 * math.pi * 2.0**-32), kind(2.0 * math.pi * 2.0**-33)
 

@@ -60,28 +60,34 @@ def keyed_normal(
     return normals(_mix_tensor(own ^ _signed(shared)), shape, dtype)
 
 
-def run_keys(
-    seeds: Sequence[int], samples: Sequence[int], draws: Sequence[tuple[int, int]], device: torch.device
-) -> Tensor:
-    """Keys (draws, B) of all draws of a run, made on the host and sent without waiting.
+def run_keys(seeds: Sequence[int], samples: Tensor, draws: Tensor) -> Tensor:
+    """Keys of all draws of a run, made at once.
 
     Parameters
     ----------
     seeds : one, or one for each sample
-    samples : (B,) global sample indices
-    draws : (row, slot) of each draw
+    samples : int64 Tensor (B,)
+        Global sample indices.
+    draws : int64 Tensor (R, 2), on the device of `samples`
+        Row and slot of each draw.
 
     Returns
     -------
-    int64 Tensor for `normals`, row by row what `keyed_normal` uses
+    int64 Tensor (R, B) for `run_normals`, row by row what `keyed_normal` uses
     """
-    rows, slots = [row for row, _ in draws], [slot for _, slot in draws]
     signed = [_signed(seed) for seed in seeds]
     if torch.compiler.is_compiling():
-        keys: Tensor = torch.ops.pathline.run_keys(signed, list(samples), rows, slots)
-    else:
-        keys = host_keys(signed, samples, rows, slots)
-    return keys.to(device, non_blocking=True)
+        keys: Tensor = torch.ops.pathline.run_keys(signed, samples, draws)
+        return keys
+    return _keys_of(signed, samples, draws)
+
+
+def _keys_of(seeds: Sequence[int], samples: Tensor, draws: Tensor) -> Tensor:
+    if samples.device.type == "cpu":
+        return host_keys(seeds, samples, draws)
+    rows, slots = (draws[:, 0] + 2) * _signed(GAMMA), _mix_tensor(draws[:, 1] + 1)
+    shared = [_mix_tensor(_mix_tensor(rows + _signed(_mix(seed))) ^ slots) for seed in seeds]
+    return _mix_tensor(_mix_tensor(samples * _signed(GAMMA)) ^ torch.stack(shared, dim=1))
 
 
 def run_normals(keys: Tensor, like: Tensor) -> Tensor:
@@ -118,13 +124,13 @@ def _normals_of(keys: Tensor, shape: list[int], double: bool) -> Tensor:
 
 
 @torch.library.custom_op("pathline::run_keys", mutates_args=())
-def _run_keys_of(seeds: list[int], samples: list[int], rows: list[int], slots: list[int]) -> Tensor:
-    return host_keys(seeds, samples, rows, slots)
+def _run_keys_of(seeds: list[int], samples: Tensor, draws: Tensor) -> Tensor:
+    return _keys_of(seeds, samples, draws)
 
 
 @_run_keys_of.register_fake
-def _(seeds: list[int], samples: list[int], rows: list[int], slots: list[int]) -> Tensor:
-    return torch.empty((len(rows), len(samples)), dtype=torch.int64)
+def _(seeds: list[int], samples: Tensor, draws: Tensor) -> Tensor:
+    return samples.new_empty((len(draws), len(samples)))
 
 
 @_normals_of.register_fake

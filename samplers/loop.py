@@ -164,7 +164,8 @@ def _sample_indices(samples: Sequence[int] | Tensor | None, x: Tensor) -> Tensor
 
 def _keyed_source(table: Table, seed: int, index: Tensor) -> NoiseSource:
     draws = [(k, slot) for k, row in enumerate(table.rows) for slot, z in enumerate(row.noises) if z >= 0]
-    keys = dict(zip(draws, run_keys([seed], index.tolist(), draws, index.device), strict=True))
+    places = torch.tensor(draws, dtype=torch.int64).reshape(-1, 2).to(index.device)
+    keys = dict(zip(draws, run_keys([seed], index, places), strict=True))
     return lambda row, slot, like: run_normals(keys[row, slot], like)
 
 

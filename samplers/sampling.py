@@ -14,6 +14,7 @@ from pathline.interpolants import GaussianPath, StochasticInterpolant, unknown_n
 
 from .adaptive import list_adaptive, prepare
 from .border import Model
+from .defaults import default_settings, is_guided
 from .fitted import check_fit, is_table, open_table
 from .grids import grid_info, make_nodes
 from .guidance import Guidance
@@ -29,6 +30,7 @@ from .thresholding import Thresholding
 Process = GaussianPath | StochasticInterpolant
 GridLike = str | Sequence[float] | Array | Nodes
 DEFAULT_GRID = "logsnr"
+DEFAULT_NFE = 10
 
 
 def sample(
@@ -36,7 +38,7 @@ def sample(
     x_init: Tensor,
     *,
     path: Process | None = None,
-    method: str | Table | os.PathLike[str] = "dpm++",
+    method: str | Table | os.PathLike[str] | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
@@ -70,13 +72,14 @@ def sample(
         Required unless the model carries one or `grid` is Nodes. On a bridge x_init is the source.
     method : str, Table or path of a file
         A name of `list_methods()`, or of `list_adaptive()` for a method that chooses its own steps; or a table, or the
-        .safetensors or .json file of one, which has its own levels: then no nfe, steps, grid and options are given.
+        .safetensors or .json file of one, which has its own levels: then no nfe, steps, grid and options are given. By
+        default what `default_settings` has for the budget and the guidance, with the grid unless one is given.
     nfe, steps : int
         `nfe` is an upper bound on network calls, `steps` the number of steps; give one. Default nfe=10. Adaptive
         methods take no steps, and give up (`AdaptiveError`) when they need more than `nfe` calls, by default never.
     grid : str, increasing times, or Nodes
-        A name of `list_grids()`, by default "logsnr", or the grid itself (then nfe and steps are not given). For
-        adaptive methods two path times, by default the whole path.
+        A name of `list_grids()`, for a named method by default "logsnr", or the grid itself (then nfe and steps are not
+        given). For adaptive methods two path times, by default the whole path.
     grid_options : mapping
         Options of the grid, such as {"rho": 5.0}.
     prediction : {"data", "noise", "velocity", "v", "score"}
@@ -126,7 +129,9 @@ def sample(
         size = 1 if adaptive.per_sample else size
         one: Callable[..., Any] = partial(adaptive.run, model, **common)
     else:
-        table = plan(path, method, nfe=nfe, steps=steps, grid=grid, grid_options=grid_options, **options)
+        given: dict[str, Any] = {"grid": grid, "grid_options": grid_options, **options}
+        kind: dict[str, Any] = {"prediction": prediction, "guided": is_guided(guidance)}
+        table = plan(path, method, nfe=nfe, steps=steps, **kind, **given)
         if is_table(method):
             check_fit(table, path=path, prediction=prediction, guidance=guidance)
         one = partial(run, table, model, full=True, **common, **of_tables)
@@ -137,17 +142,19 @@ def sample(
 
 def plan(
     path: Process | None,
-    method: str | Table | os.PathLike[str] = "dpm++",
+    method: str | Table | os.PathLike[str] | None = None,
     *,
     nfe: int | None = None,
     steps: int | None = None,
     grid: GridLike | None = None,
     grid_options: Mapping[str, Any] | None = None,
+    prediction: str | None = None,
+    guided: bool = False,
     **options: Any,
 ) -> Table:
     """The table that `sample` would run, without a model; arguments as in `sample`.
 
-    Adaptive methods have none.
+    Adaptive methods have none. `prediction` and `guided` (see `defaults.is_guided`) matter for the default only.
 
     Raises
     ------
@@ -159,6 +166,13 @@ def plan(
         if extra := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"a table has its own levels and coefficients; leave out {', '.join(extra)}")
         return open_table(method)
+    if method is None:
+        calls = _calls(nfe, steps, grid)
+        analytic = steps is None and grid is None
+        chosen = default_settings(calls, path, prediction=prediction, guided=guided, analytic=analytic)
+        method, options = chosen.method, {**chosen.options, **options}
+        if grid is None:
+            grid, grid_options = chosen.grid, {**chosen.grid_options, **(grid_options or {})}
     assert isinstance(method, str)
     _check_method(method)
     grid = DEFAULT_GRID if grid is None else grid
@@ -167,12 +181,7 @@ def plan(
             raise ValueError("an explicit grid fixes the number of steps; leave out nfe and steps")
         nodes = grid if isinstance(grid, Nodes) else make_nodes(_required(path), grid, **(grid_options or {}))
         return build_table(method, nodes, **options)
-    for name, size in (("nfe", nfe), ("steps", steps)):
-        if size is not None and not isinstance(size, int):
-            raise ValueError(f"{name}={size!r} is not possible; it must be a whole number")
-    if nfe is not None and steps is not None:
-        raise ValueError(f"give nfe (={nfe}) or steps (={steps}), not both")
-
+    _check_sizes(nfe, steps)
     given = grid_info(grid).options_for(method, options, grid_options)
 
     def build(n: int) -> Table:
@@ -180,7 +189,7 @@ def plan(
 
     if steps is not None:
         return build(steps)
-    budget = 10 if nfe is None else nfe
+    budget = DEFAULT_NFE if nfe is None else nfe
     if "method" in given:  # levels sought for the method take long, and how many fit shows on others just as well
         usual = plan(path, method, nfe=budget, **options)
         table = build(len(usual.nodes["signal"]) - 1)
@@ -208,6 +217,24 @@ def _largest_within(build: Callable[[int], Table], budget: int, method: str) -> 
         table = build(middle)
         low, high, best = (middle, high, table) if table.evaluations <= budget else (low, middle, best)
     return best
+
+
+def _calls(nfe: int | None, steps: int | None, grid: GridLike | None) -> int:
+    """Size of a run, roughly: the budget, or the number of steps."""
+    _check_sizes(nfe, steps)
+    if isinstance(grid, Nodes):
+        return grid.steps
+    if grid is not None and not isinstance(grid, str):
+        return max(1, len(grid) - 1)
+    return next((size for size in (nfe, steps) if size is not None), DEFAULT_NFE)
+
+
+def _check_sizes(nfe: int | None, steps: int | None) -> None:
+    for name, size in (("nfe", nfe), ("steps", steps)):
+        if size is not None and not isinstance(size, int):
+            raise ValueError(f"{name}={size!r} is not possible; it must be a whole number")
+    if nfe is not None and steps is not None:
+        raise ValueError(f"give nfe (={nfe}) or steps (={steps}), not both")
 
 
 def _check_method(method: str) -> None:

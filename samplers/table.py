@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Coefficient = float | Array
 Terms = tuple[tuple[int, Coefficient], ...]
 
-FORMAT_VERSION = 1
 FORMS = ("data", "noise", "velocity")
+_ARRAYS = "array coefficients or constants"
 
 
 class Update(NamedTuple):
@@ -75,12 +75,12 @@ class Row:
             yield from (v for v, _ in terms)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A compiled sampler: a general linear method in static single assignment.
 
     Values are numbered: 0 is the initial state, 1..A the anchors, the others network outputs, noises and
-    updates. A table is checked in its frame when it is built (see `frames`).
+    updates. A table is checked in its frame when it is built (see `frames`). Tables are equal when all they hold is.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Table:
     start, end : Level
         Where value 0 and the result live.
     result : int
-    anchors : names of the constant tensors `run` must be given.
+    anchors : names of the constant tensors `run` must be given, but for those in `constants`.
     frame : {"point_mass", "velocity", "none: reason"}
         In which sense the table is exact by construction.
     law : {"exact", "weak", "none: reason"}
@@ -98,6 +98,10 @@ class Table:
     method, options : how it was built, filled in by `build_table`.
     provenance : dict
         For a fitted table what it was fitted to, see `fitted.described_fit`; empty for others.
+    basis : str, optional
+        Name of the basis in which array coefficients act as filters, see `combine.Combiner`; None is the state's own.
+    constants : dict of name -> float or array
+        Anchors that the table brings along; an array has the shape of one sample, or one that broadcasts to it.
     """
 
     rows: tuple[Row, ...]
@@ -111,6 +115,17 @@ class Table:
     method: str = "custom"
     options: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    basis: str | None = None
+    constants: dict[str, Coefficient] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Table):
+            return NotImplemented
+        from .encoding import equal
+
+        return self is other or equal(self, other)
+
+    __hash__ = None  # type: ignore[assignment]  # holds dicts
 
     @cached_property
     def evaluations(self) -> int:
@@ -166,6 +181,15 @@ class Table:
         rows[k] = replace(row, updates=tuple(updates))
         return replace(self, rows=tuple(rows))
 
+    @cached_property
+    def fits_json(self) -> bool:
+        """True where `content` and .json files can hold the table: there are no arrays in it."""
+        estimates = (c for row in self.rows for _, c in row.estimate or ())
+        return not any(
+            isinstance(c, np.ndarray)
+            for c in (*(c for _, c in self.coefficients()), *estimates, *self.constants.values())
+        )
+
     def released(self) -> Table:
         """A copy that no longer says what it was fitted to, so that it runs on other networks too."""
         return replace(self, provenance={})
@@ -178,10 +202,12 @@ class Table:
         ValueError
             Array coefficients, which JSON cannot hold.
         """
+        from .encoding import encode
+
         arrays: dict[str, Array] = {}
-        content = _encode(self, arrays)
+        content = encode(self, arrays)
         if arrays:
-            raise ValueError(f"table {self.method!r} has array coefficients, which only a .safetensors file holds")
+            raise ValueError(f"table {self.method!r} has {_ARRAYS}, which only a .safetensors file holds")
         return content
 
     @staticmethod
@@ -193,25 +219,31 @@ class Table:
         ValueError
             It is not a table, or of a newer format.
         """
-        return _checked(lambda: _decode(content, {}), "this")
+        from .encoding import decode
+
+        return _checked(lambda: decode(content, {}), "this")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to `path`: .json (scalar coefficients) or .safetensors (any), atomically.
+        """Write to `path`: .json (numbers only) or .safetensors (any table), atomically.
 
         Raises
         ------
         ValueError
-            Unknown suffix, array coefficients in .json, or a non-finite number.
+            Unknown suffix, array coefficients or constants in .json, or a non-finite number.
         """
+        from .encoding import encode
+
         path = Path(path)
         arrays: dict[str, Array] = {}
         try:
-            text = json.dumps(_encode(self, arrays), allow_nan=False, indent=None)
+            text = json.dumps(encode(self, arrays), allow_nan=False, indent=None)
+            if not all(np.isfinite(array).all() for array in arrays.values()):
+                raise ValueError("non-finite array")
         except ValueError as error:
             raise ValueError(f"table {self.method!r} holds a non-finite number and is not saved to {path}") from error
         if path.suffix == ".json":
             if arrays:
-                raise ValueError(f"{path.name}: this table has array coefficients; save it as .safetensors")
+                raise ValueError(f"{path.name}: this table has {_ARRAYS}; save it as .safetensors")
             content = text.encode()
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save
@@ -231,17 +263,19 @@ class Table:
         ValueError
             The file is damaged, of a newer format, or not a table.
         """
+        from .encoding import decode
+
         path = Path(path)
 
         def read() -> Table:
             if path.suffix != ".safetensors":
-                return _decode(json.loads(path.read_text()), {})
+                return decode(json.loads(path.read_text()), {})
             from safetensors import safe_open
 
             with safe_open(path, framework="np") as f:
                 text = (f.metadata() or {})["pathline_table"]
                 arrays = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
-            return _decode(json.loads(text), arrays)
+            return decode(json.loads(text), arrays)
 
         return _checked(read, str(path))
 
@@ -282,79 +316,3 @@ def _checked(read: Callable[[], Table], name: str) -> Table:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{name} is not a sound pathline table: {error}") from error
     return table
-
-
-def _encode(table: Table, arrays: dict[str, Array]) -> dict[str, Any]:
-    def coefficient(c: Coefficient) -> Any:
-        if not isinstance(c, np.ndarray):
-            return float(c)
-        if not np.isfinite(c).all():
-            raise ValueError("non-finite array")
-        name = f"c{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(c)
-        return name
-
-    def terms(items: Terms | None) -> Any:
-        return None if items is None else [[v, coefficient(c)] for v, c in items]
-
-    return {
-        "format": FORMAT_VERSION,
-        "method": table.method,
-        "options": table.options,
-        "provenance": table.provenance,
-        "frame": table.frame,
-        "law": table.law,
-        "anchors": list(table.anchors),
-        "start": list(table.start),
-        "end": list(table.end),
-        "result": table.result,
-        "nodes": table.nodes,
-        "rows": [
-            {
-                "level": list(row.level),
-                "form": row.form,
-                "query": row.query,
-                "output": row.output,
-                "estimate": terms(row.estimate),
-                "noises": list(row.noises),
-                "updates": [[u.target, terms(u.terms)] for u in row.updates],
-            }
-            for row in table.rows
-        ],
-    }
-
-
-def _decode(content: dict[str, Any], arrays: dict[str, Array]) -> Table:
-    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
-        raise ValueError("it holds no table")
-    if content.get("format") != FORMAT_VERSION:
-        raise ValueError(f"format {content.get('format')!r}; this version reads format {FORMAT_VERSION}")
-
-    def terms(items: Any) -> Terms:
-        return tuple((int(v), arrays[c] if isinstance(c, str) else float(c)) for v, c in items)
-
-    rows = tuple(
-        Row(
-            Level(*row["level"]),
-            row["form"],
-            row["query"],
-            row["output"],
-            None if row["estimate"] is None else terms(row["estimate"]),
-            tuple(row["noises"]),
-            tuple(Update(target, terms(items)) for target, items in row["updates"]),
-        )
-        for row in content["rows"]
-    )
-    return Table(
-        rows=rows,
-        start=Level(*content["start"]),
-        end=Level(*content["end"]),
-        result=content["result"],
-        anchors=tuple(content["anchors"]),
-        frame=content["frame"],
-        law=content["law"],
-        nodes=content["nodes"],
-        method=content["method"],
-        options=content["options"],
-        provenance=content.get("provenance", {}),
-    )

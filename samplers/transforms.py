@@ -18,7 +18,8 @@ from .table import Row, Table, Terms, Update
 AFS_KINDS = ("unit", "zero", "gaussian")
 ONES = "ones"
 """Anchor of ones, on which known constants are coefficients; `run` supplies it itself."""
-_MEAN = "data_mean"
+DATA_MEAN = "data_mean"
+"""Anchor of the data's mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def analytic_first_step(table: Table, kind: str | AnalyticStart = "unit") -> Tab
     if kind == "gaussian":
         kind = AnalyticStart()
     if isinstance(kind, AnalyticStart) and _anchor_of(kind):
-        table = _with_anchor(table, _anchor_of(kind))
+        table = with_anchor(table, _anchor_of(kind))
     row = table.rows[first]
     rows = list(table.rows)
     rows[first] = replace(row, estimate=_estimate(row, kind, table.anchors))
@@ -103,7 +104,7 @@ def analytic_first_step(table: Table, kind: str | AnalyticStart = "unit") -> Tab
 def _anchor_of(start: AnalyticStart) -> str:
     """The anchor that the mean is a multiple of; none for mean 0."""
     if start.mean is None:
-        return _MEAN
+        return DATA_MEAN
     return ONES if isinstance(start.mean, np.ndarray) or start.mean != 0.0 else ""
 
 
@@ -162,8 +163,8 @@ def denoise_end(table: Table) -> Table:
     return replace(table, rows=(*table.rows, last), result=used + 1, end=end)
 
 
-def _with_anchor(table: Table, name: str) -> Table:
-    """The same table with one more anchor: every later value moves up by one."""
+def with_anchor(table: Table, name: str) -> Table:
+    """The same table with one more anchor, if it has it not yet: every later value moves up by one."""
     if name in table.anchors:
         return table
     place = 1 + len(table.anchors)

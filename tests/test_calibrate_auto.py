@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from pathline.interpolants import LinearPath, VPPath
+from pathline.interpolants import GaussianMixture, LinearPath, VPPath
 from pathline.samplers import sample
+from pathline.samplers.anchors import missing_anchors
+from pathline.samplers.calibrate import auto, fitters
 from pathline.samplers.calibrate.auto import Trial, choose
-from pathline.samplers.calibrate.trajectories import BudgetError, reference_states
+from pathline.samplers.calibrate.fitters import FITTERS
+from pathline.samplers.calibrate.learned import start_prediction
+from pathline.samplers.calibrate.resume import Parts
+from pathline.samplers.calibrate.row_fits import mean_error
+from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_calls, reference_states
 from pathline.samplers.grids import make_nodes
 from support.calibration import six_problem, starts
 
 
-@pytest.mark.parametrize("path", [LinearPath(), VPPath()], ids=["linear", "vp"])
+@pytest.mark.parametrize("path", [LinearPath(), pytest.param(VPPath(), marks=pytest.mark.slow)], ids=["linear", "vp"])
 def test_the_choice_beats_every_untuned_candidate_also_on_new_noises(path: LinearPath | VPPath) -> None:
     bed, seen = six_problem(path, 16), list[Trial]()
     choice = choose(bed, starts(path, 48, seed=0), 6, report=seen.append, facts={"network": "abc"})
@@ -52,10 +61,133 @@ def test_what_cannot_be_judged_is_refused_before_the_first_call() -> None:
     assert poor.calls == 0
     with pytest.raises(ValueError, match="hold_out=23 of 24"):
         choose(six_problem(path, 16), starts(path, 24, seed=0), 5, hold_out=23)
+    with pytest.raises(ValueError, match=r"unknown calibration method 'learnt'.*learned"):
+        choose(six_problem(path, 16), starts(path, 24, seed=0), 5, method="learnt")
+    with pytest.raises(ValueError, match="method 'gits' found no table: a teacher of 60 steps"):
+        choose(six_problem(path, 16, budget=900), starts(path, 24, seed=0), 5, method="gits", hold_out=8)
 
 
-def test_the_choice_is_the_same_every_time() -> None:
-    path = VPPath()
-    first, second = (choose(six_problem(path, 16), starts(path, 24, seed=0), 4) for _ in range(2))
-    assert first.table == second.table
-    assert [t.error for t in first.trials] == [t.error for t in second.trials]
+def test_first_looks_are_not_paid_for_twice() -> None:
+    path = LinearPath()
+    bed = six_problem(path, 4)
+    choice = choose(bed, starts(path, 8, 4), 3, hold_out=4, method="iia")
+    judged = [t for t in choice.trials if not t.tuned]
+    tables = auto.untuned_tables(bed, 3)
+    ends = reference_calls(make_nodes(path, "logsnr", 1), path, 48)
+    assert choice.calls == 4 * ends + sum(4 * table.evaluations for table in tables.values()) + sum(
+        t.calls for t in choice.trials if t.tuned
+    )
+    assert all(t.calls == 4 * t.table.evaluations for t in judged if t.table is not None)
+
+
+def test_a_named_fit_is_kept_even_where_it_loses_and_only_it_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = LinearPath()
+    bed = six_problem(path, 4)
+    poor = auto.untuned_tables(bed, 3)["ddim on logsnr"]
+    monkeypatch.setitem(FITTERS, "poor", lambda task: iter([("poor", lambda: poor)]))
+    choice = choose(bed, starts(path, 8, 4), 3, method="poor")
+    assert [t.name for t in choice.trials if t.tuned] == ["poor"]
+    assert choice.trials[0].name == "poor"
+    assert choice.error > choice.untuned_error
+    assert choice.table.rows == poor.rows
+
+
+def test_errors_are_the_mean_over_samples() -> None:
+    path = LinearPath()
+    bed, x = six_problem(path, 4), starts(path, 8, 4)
+    choice = choose(bed, x, 3, method="iia", hold_out=4)
+    ends = reference_states(bed, x[4:], make_nodes(path, "logsnr", 1), per_step=48)[-1]
+    assert choice.error == pytest.approx(mean_error(bed.run(choice.table, x[4:]) - ends), rel=1e-9)
+
+
+def image_problem(batch: int, conditional: bool) -> Problem:
+    rng = np.random.default_rng(5)
+    mixture = GaussianMixture([0.5, 0.5], rng.standard_normal((2, 1, 4, 4)) + 1.0, std=[0.2, 0.3], classes=[0, 1])
+    labels = {"labels": torch.arange(batch) % 2} if conditional else {}
+    return Problem(mixture.as_model(LinearPath(), "velocity"), LinearPath(), "velocity", None, labels)
+
+
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "UNTUNED", (("ipndm", {"order": 2}), ("ddim", {})))
+    monkeypatch.setattr(auto, "GRIDS", ("karras",))
+
+
+def test_the_mean_travels_in_the_table_unless_each_condition_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_candidates(monkeypatch)
+    monkeypatch.setattr(fitters, "_GROUPS", (1,))
+    x = LinearPath().prior((24, 1, 4, 4), torch.Generator().manual_seed(0)).double()
+    found = {}
+    for conditional, means in ((False, False), (True, False), (True, True)):
+        bed = image_problem(24, conditional)
+        choice = choose(bed, x, 3, method="learned", hold_out=8, condition_means=means)
+        with_mean = next(t.table for t in choice.trials if "with the mean" in t.name)
+        assert with_mean is not None
+        found[conditional, means] = with_mean
+    for case in ((False, False), (True, False)):
+        assert not missing_anchors(found[case])
+        bed = image_problem(24, case[0])
+        out = sample(
+            bed, x, path=LinearPath(), prediction="velocity", method=found[case], model_kwargs=bed.model_kwargs
+        )
+        assert torch.isfinite(out).all()
+    assert missing_anchors(found[True, True]) == {"data_mean"}
+    bed = image_problem(24, True)
+    kwargs = {"path": LinearPath(), "prediction": "velocity", "model_kwargs": bed.model_kwargs}
+    with pytest.raises(ValueError, match="missing"):
+        sample(bed, x, method=found[True, True], **kwargs)
+    means_of_x = {"data_mean": start_prediction(bed, x)}
+    assert torch.isfinite(sample(bed, x, method=found[True, True], anchors=means_of_x, chunk_size=5, **kwargs)).all()
+
+
+def test_tables_without_arrays_or_analytic_steps_where_asked() -> None:
+    x = LinearPath().prior((12, 1, 4, 4), torch.Generator().manual_seed(0)).double()
+    choice = choose(image_problem(12, False), x, 3, arrays=False, analytic=False)
+    tables = [t.table for t in choice.trials if t.table is not None]
+    assert all(table.fits_json and table.rows[0].query == 0 and table.rows[0].calls_network for table in tables)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_an_interrupted_choice_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_candidates(monkeypatch)
+    path, x = LinearPath(), starts(LinearPath(), 12, 4)
+    bed = six_problem(path, 4)
+    whole = choose(Problem(bed.model, path, "velocity", budget=6000), x, 3)
+    spent = 0
+
+    def go_on(most: float) -> auto.Choice:
+        def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal spent
+            spent += len(x)
+            if spent > most:
+                raise _StoppedError
+            return bed.model(x, t)
+
+        parts = Parts(tmp_path / "parts", {"budget": 6000})
+        return choose(Problem(model, path, "velocity", budget=6000), x, 3, parts=parts)
+
+    for most in (100, 900, 2000):
+        with pytest.raises(_StoppedError):
+            go_on(most)
+    choice = go_on(math.inf)
+    assert choice.table == whole.table
+    assert [(t.name, t.error, t.calls) for t in choice.trials] == [(t.name, t.error, t.calls) for t in whole.trials]
+    assert choice.calls == whole.calls < spent < whole.calls + 2500
+    with pytest.raises(ValueError, match=r"with budget=6000 \(now 7000\)"):
+        Parts(tmp_path / "parts", {"budget": 7000})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in FITTERS if name not in fitters.AUTO])
+def test_every_fit_can_be_asked_for_by_name(method: str) -> None:
+    path = LinearPath()
+    bed = six_problem(path, 16, budget=40_000)
+    choice = choose(bed, starts(path, 24, seed=0), 4, hold_out=8, method=method)
+    assert choice.trials[0].tuned
+    assert choice.table.evaluations == 4
+    assert choice.calls == bed.calls <= 40_000
+    if method != "s3":  # whose rules and levels are fewer than those compared with
+        assert choice.error <= 1.1 * choice.untuned_error
+    assert choice.table.provenance["holdout_error"] == choice.error

@@ -10,7 +10,7 @@ from torch import Tensor
 from pathline.interpolants import GaussianPath, LinearPath, VPPath
 from pathline.samplers import Table, build_table, make_nodes, residuals, run
 from pathline.samplers.calibrate.integration import fit_integration, ridge_weights, step_features, with_features
-from pathline.samplers.calibrate.trajectories import BudgetError, reference_states
+from pathline.samplers.calibrate.trajectories import BudgetError, mean_error, reference_states
 from support.calibration import BED, bed_problem, starts
 
 
@@ -43,7 +43,7 @@ def test_weights_lower_the_error_on_noises_never_fitted(
     assert (residuals(fit.table).max() < 1e-9) == exact
     again = bed_problem(path, 96).part(slice(32, 96), 96).run(fit.table, x[32:])
     end = reference_states(bed_problem(path, 96), x, make_nodes(path, "karras", 6))[-1, 32:]
-    assert float((again - end).square().mean().sqrt()) == pytest.approx(fit.hold_out[1], rel=1e-6)
+    assert mean_error(again - end) == pytest.approx(fit.hold_out[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("target", ["trajectory", "restart"])
@@ -54,7 +54,7 @@ def test_the_fit_walks_the_very_states_of_its_table(target: str) -> None:
         fit = fit_integration(bed_problem(path, 12), nodes, x, base=base, target=target)
         end = run(fit.table, BED.as_model(path, "data"), x)
         assert isinstance(end, Tensor)
-        error = float((end - reference_states(bed_problem(path, 12), x, nodes)[-1]).square().mean().sqrt())
+        error = mean_error(end - reference_states(bed_problem(path, 12), x, nodes)[-1])
         assert error == pytest.approx(fit.train[1], rel=1e-9)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from pathline.evals.testbeds import make_bed
 from pathline.interpolants import DiscretePath, GaussianPath, LinearPath, VPPath
 from pathline.samplers import Nodes, Table, build_table, make_nodes, run
-from pathline.samplers.calibrate.bases import CosineBasis, in_basis, variance_groups
-from pathline.samplers.calibrate.learned import GRIDS, Learned, learn_rows, run_learned, start_prediction
+from pathline.samplers.bases import CosineBasis
+from pathline.samplers.calibrate.bases import in_basis, variance_groups
+from pathline.samplers.calibrate.learned import GRIDS, Learned, learn_rows, start_prediction
 from pathline.samplers.calibrate.row_fits import Reference, fit_rows, make_reference, mean_error
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states, root_mean_square
 from pathline.samplers.calibrate.triangular import FRAME, execute, triangular
@@ -91,7 +92,7 @@ def test_learned_rows_beat_the_base_on_new_noises(fitted: Fitted) -> None:
 
     plain = [build_table("ipndm", make_nodes(given.path, g, 6), order=2, afs="unit") for g in GRIDS]
     untuned = min(typical(test.run(table, fresh)) for table in plain)
-    assert typical(run_learned(learned, test, fresh, mean=mean)) < 0.2 * untuned
+    assert typical(test.run(learned.table, fresh, anchors={"data_mean": mean})) < 0.2 * untuned
     assert learned.calls == given.calls - len(x)
     assert learned.table.evaluations == 5
 
@@ -101,7 +102,7 @@ def test_hold_out_error_is_that_of_the_table(fitted: Fitted) -> None:
     held = slice(36, 48)
     end = make_reference(given.part(held, 48), x[held], {}).end
     mean = start_prediction(given, x)[held]
-    out = run_learned(learned, given.part(held, 48), x[held], mean=mean, chunk=5)
+    out = given.part(held, 48).run(learned.table, x[held], anchors={"data_mean": mean}, chunk=5)
     assert math.isclose(mean_error(out - end), learned.holdout_error, rel_tol=1e-6)
 
 
@@ -234,10 +235,11 @@ def test_groups_run_in_their_basis_and_survive_a_file(tmp_path: Path) -> None:
     basis = CosineBasis()
     reference = make_reference(in_basis(given, basis), basis.to(x), {})
     base = triangular(build_table("ipndm", make_nodes(path, "karras", 3), order=2))
-    plain, grouped = (base.grouped(g) for g in (None, variance_groups(reference.end, 3)))
+    plain, grouped = (base.grouped(g, "cosine") for g in (None, variance_groups(reference.end, 3)))
     errors = [root_mean_square(fit_rows(reference, rows, 1e-9)[1] - reference.end) for rows in (plain, grouped)]
     assert errors[1] < errors[0]
     rows, end = fit_rows(reference, grouped, 1e-9)
     rows.to_table().save(tmp_path / "t.safetensors")
     table = Table.load(tmp_path / "t.safetensors")
-    torch.testing.assert_close(in_basis(given, basis).run(table, basis.to(x)), end, rtol=0, atol=1e-8)
+    assert table == rows.to_table()
+    torch.testing.assert_close(given.run(table, x), basis.back(end), rtol=0, atol=1e-8)

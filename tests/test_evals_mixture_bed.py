@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pathline.evals.mixture_bed import ddpm_path, fit_mixture, load_mixture, save_mixture
-from pathline.evals.peers import Bench
+from pathline.evals.peers import Bench, Setting
+from pathline.evals.sources import DataSet, Source
 from pathline.interpolants import GaussianMixture
 from pathline.samplers import make_nodes
 
@@ -69,8 +70,20 @@ def test_the_bench_measures_errors_that_fall_with_calls(guidance: float) -> None
     rng = np.random.default_rng(1)
     law = GaussianMixture([0.5, 0.5], rng.standard_normal((2, 1, 4, 4)), std=[0.3, 0.5], classes=[0, 1])
     path = ddpm_path()
-    bench = Bench(law.as_model(path, "data"), path, law.shape, 2, guidance=guidance, samples=66)
-    few, many = (bench.error("ipndm:order=2", "karras", "unit", nfe) for nfe in (5, 20))
+    source = Source(
+        "two",
+        "bed",
+        "",
+        law.as_model(path, "data"),
+        path,
+        "data",
+        law.shape,
+        lambda: DataSet("", law.sample(2)),
+        2,
+        null_label=-1,
+    )
+    bench = Bench(source, guidance=guidance, samples=66)
+    few, many = (bench.error(Setting("ipndm:order=2,afs=unit", "karras"), nfe) for nfe in (5, 20))
     assert many < few / 3
     found = bench.best(5)
     assert found[0].error <= few

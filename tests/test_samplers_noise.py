@@ -64,7 +64,7 @@ def test_generator_gives_one_seed() -> None:
 @pytest.mark.parametrize("seeds", [[5], [5, -3, 2**64 - 1]])
 def test_keys_of_a_run_are_those_of_its_draws(seeds: list[int]) -> None:
     samples, draws, like = [4, 0, 2**40], [(0, 0), (7, 0), (7, 1), (START_NOISE, 3)], torch.empty(3, 2, 5)
-    keys = run_keys(seeds, samples, draws, like.device)
+    keys = run_keys(seeds, torch.tensor(samples), torch.tensor(draws))
     assert keys.shape == (4, 3)
     for key, (row, slot) in zip(keys, draws, strict=True):
         found = run_normals(key, like)

@@ -1,16 +1,21 @@
 """Memory that a run writes again: never what somebody holds; and predictions that are computed when looked at."""
 
 import copy
+import operator
+import pickle
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from pathline.samplers.schedulers import memory as memory_module
 from pathline.samplers.schedulers.memory import Memory
 from pathline.samplers.schedulers.output import StepPair
-from support.schedulers import make, network
+from support.schedulers import METHODS, make, network
 
 SHAPE = (2, 4, 64, 64)  # 128 KB
 CASES = ["unipc", "heun", "deis", "ddpm", "edm", "er-sde", "dpm++"]
@@ -63,39 +68,81 @@ def test_memory_goes_round_where_nobody_holds_it() -> None:
         out = network(x, scheduler.timesteps[0])
         for t in scheduler.timesteps:
             x = scheduler.step(out, t, x, return_dict=False)[0]
-            places.add(x.data_ptr())
-    assert len(places) <= 6
+            places.update(register.data_ptr() for register in registers(scheduler))
+    assert len(places) <= 4
 
 
-def test_only_memory_that_nobody_holds_is_taken() -> None:
-    like = start()
+def registers(scheduler: Any) -> list[Tensor]:
+    """Stored outputs, without telling the run that they were seen."""
+    stepper = scheduler._stepper
+    return [] if stepper is None else [stepper.values[v] for v in stepper.values if v in stepper._private]
+
+
+@pytest.mark.parametrize("family", ["betas", "flow"])
+@pytest.mark.parametrize("method", CASES)
+def test_the_callers_own_memory_is_never_written(method: str, family: str) -> None:
+    """Starts, edited states and network outputs that lie in arrays, storages or shared memory."""
+    rng = np.random.default_rng(0)
+    scheduler = make(family, method=method, seed=3)
+    scheduler.set_timesteps(6)
+    kept: list[tuple[Any, Any]] = []
+
+    def held(array: np.ndarray[Any, Any]) -> Tensor:
+        kept.append((array, array.copy()))
+        return torch.from_numpy(array)
+
+    def shared(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone().share_memory_()
+        kept.append((tensor.untyped_storage(), tensor.clone()))
+        return tensor
+
     with torch.no_grad():
-        for hold in (lambda t: t, lambda t: t[0], lambda t: t.numpy(), lambda t: t.detach()):
-            store, tensor = Memory(like), start()
-            held = hold(tensor)
-            store.give(tensor)
-            del tensor
-            assert store.take(like) is None
-            del held
-            assert store.take(like) is not None
-            assert store.take(like) is None
+        x = held(rng.standard_normal(SHAPE, dtype=np.float32))
+        for k, t in enumerate(scheduler.timesteps):
+            output = held(np.asarray(network(x, t)))
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+            kept.append((x.untyped_storage(), x.clone()))
+            x = (held(x.numpy() * np.float32(0.9)), shared(x), x)[k % 3]
+    for now, before in kept:
+        if isinstance(now, np.ndarray):
+            assert np.array_equal(now, before)
+        else:
+            assert torch.equal(torch.empty(0).set_(now).reshape(SHAPE), before)
+
+
+@pytest.mark.parametrize("family", ["betas", "flow"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_buffer_for_all_states(method: str, family: str) -> None:
+    """A loop that copies every state into the same memory runs as one that does not."""
+    one, other = (make(family, method=method, seed=3) for _ in range(2))
+    with torch.no_grad():
+        x = start()[:, :, :4, :4]
+        buffer = x.clone()
+        for scheduler in (one, other):
+            scheduler.set_timesteps(5)
+        for t in one.timesteps:
+            x = one.step(network(x, t), t, x, return_dict=False)[0]
+            buffer.copy_(other.step(network(buffer, t), t, buffer, return_dict=False)[0])
+            torch.testing.assert_close(buffer, x, rtol=1e-5, atol=1e-5)
+            found, expected = other.pred_original_sample, one.pred_original_sample
+            assert found is not None
+            assert expected is not None
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_does_not_fit_is_not_taken() -> None:
     like = start()
     with torch.no_grad():
-        for other in (
-            like.double(),
-            like[:1].clone(),
-            like.transpose(2, 3).clone().transpose(2, 3),
-            like.repeat(2, 1, 1, 1)[:2],
-        ):
+        turned = like.transpose(2, 3).contiguous().transpose(2, 3)
+        for other in (like.double(), like[:1].clone(), turned):
             store = Memory(like)
             store.give(other)
-            del other
             assert store.take(like) is None
         with torch.inference_mode():
             store.give(start())
+        assert store.take(like) is None
+        store.give(start())
+        assert store.take(like) is not None
         assert store.take(like) is None
     store.give(start())
     assert store.take(like) is None  # gradients are recorded
@@ -151,6 +198,44 @@ def test_a_pair_is_a_tuple_whose_prediction_is_computed_once(dtype: torch.dtype)
     assert pair[0] is previous
     with pytest.raises(IndexError):
         pair[2]
+    assert copy.copy(pair)[1] is data
+    assert torch.equal(pickle.loads(pickle.dumps(pair))[1], data)
+    assert operator.add(pair, (1,)) == (previous, data, 1)
+    assert operator.add((1,), pair) == (1, previous, data)
+    assert (pair * 2)[3] is data
+    assert repr(pair) == repr((previous, data))
+    assert send_to_device(pair, "cpu")[1] is data
     before = data.clone()
     scheduler.step(network(previous, t), scheduler.timesteps[1], previous, return_dict=False)
     assert torch.equal(pair[1], before)
+
+
+@pytest.mark.parametrize(("method", "kept"), [("euler", False), ("deis", False), ("dpm++", True), ("unipc", True)])
+def test_a_prediction_whose_parts_were_changed_says_so(method: str, kept: bool) -> None:
+    """In-place changes of what was handed in cannot reach what the run keeps, and are refused elsewhere."""
+    scheduler, x = make("flow", method=method), start()
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps[:2]:
+            output, state, before = network(x, t), x, copy.deepcopy(scheduler)
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+        expected = before.step(output, t, state).pred_original_sample
+        output.zero_()
+        state.add_(1.0)
+        if kept:
+            assert torch.equal(scheduler.pred_original_sample, expected)
+        else:
+            with pytest.raises(RuntimeError, match="changed in place"):
+                _ = scheduler.pred_original_sample
+
+
+def test_a_prediction_under_gradients_has_its_graph() -> None:
+    scheduler = make("flow", method="euler")
+    scheduler.set_timesteps(3)
+    x = start().requires_grad_()
+    for t in scheduler.timesteps[:2]:
+        pair = scheduler.step(network(x, t), t, x, return_dict=False)
+        x = pair[0]
+    with torch.no_grad():
+        data = pair[1]
+    assert data.requires_grad

@@ -264,7 +264,9 @@ def test_without_a_rule_nothing_is_added() -> None:
     } | {"clip_sample": False}
     scheduler.set_timesteps(4)
     assert plan_of(scheduler).rule is None
-    assert plan_of(scheduler).calls[0].data is None, "the stored data are the prediction"
+    stored = PathlineScheduler(pathline={"method": "dpm++"})
+    stored.set_timesteps(4)
+    assert all((call.data is None) == call.stored for call in plan_of(stored).calls), "stored data are the prediction"
     numbers = PathlineScheduler(clip_sample_range=-1.0, dynamic_thresholding_ratio=7.0, sample_max_value=0.0)
     numbers.set_timesteps(4)
     assert plan_of(numbers).rule is None, "numbers of a rule that is off are not looked at"

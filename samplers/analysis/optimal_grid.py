@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pathline.interpolants import GaussianPath
+from pathline.interpolants import GaussianPath, unknown_name
 
 from ..grids import make_nodes, register_grid
 from ..nodes import Nodes, points_at, times_at
@@ -31,6 +31,8 @@ _TABLES = 40  # Gauss–Newton steps at most, for each of them
 _GROUPING = 0.1  # the objective needs the spectrum's shape, not its last digit
 _WIDEST = 7.0  # bound of the parameters, which keeps levels apart
 _REMEMBERED = 128
+_POWER = 3  # squares of the residuals times their norm to this power add up to the norm of power 8
+OVER = ("mean", "worst")
 
 _found: OrderedDict[str, Array] = OrderedDict()
 
@@ -43,6 +45,7 @@ def gaussian(
     mean: Any = None,
     method: str = "dpm++",
     method_options: Mapping[str, Any] | None = None,
+    over: str = "mean",
 ) -> Array:
     """Levels of least error for `method` on Gaussian data with the given spectrum.
 
@@ -51,11 +54,14 @@ def gaussian(
     path : GaussianPath
     levels : int
     spectrum : see `as_spectrum`, or a list of them
-        Several spectra (of classes, or perturbed) are weighted equally: the mean of their squared errors counts.
+        Several spectra (of classes, or perturbed) are weighted equally: the mean of their squared errors counts, or
+        else the worst (`over`).
     mean : array, optional
         The data's mean, for a spectrum given as an array.
     method, method_options :
         What the levels are for; `sample`, `plan` and the schedulers fill in the method they run, afs included.
+    over : {"mean", "worst"}
+        How the errors of several spectra count; "worst" is their norm of power 8, each relative to its data's spread.
 
     Raises
     ------
@@ -66,11 +72,13 @@ def gaussian(
         raise ValueError(
             "grid 'gaussian' needs the data's spectrum: grid_options={'spectrum': variances or a statistics .npz}"
         )
+    if over not in OVER:
+        raise unknown_name("over of grid 'gaussian'", over, OVER)
     data = [s.grouped(_GROUPING) for s in _spectra(spectrum, mean)]
     options = dict(method_options or {})
-    key = _key(path, levels, data, method, options)
+    key = _key(path, levels, data, method, options, over)
     if key not in _found:
-        _found[key] = _optimise(path, levels, data, method, options)
+        _found[key] = _optimise(path, levels, data, method, options, over)
         while len(_found) > _REMEMBERED:
             _found.popitem(last=False)
     return _found[key].copy()
@@ -87,21 +95,23 @@ def _spectra(given: Any, mean: Any) -> list[Spectrum]:
     return [as_spectrum(s) for s in given]
 
 
-def _key(path: GaussianPath, levels: int, data: list[Spectrum], method: str, options: dict[str, Any]) -> str:
+def _key(path: GaussianPath, levels: int, data: list[Spectrum], method: str, options: dict[str, Any], over: str) -> str:
     numbers = [[s.values.tolist(), s.counts.tolist(), s.mean_square.tolist()] for s in data]
-    return json.dumps([path.config(), levels, numbers, method, options], default=repr, sort_keys=True)
+    return json.dumps([path.config(), levels, numbers, method, options, over], default=repr, sort_keys=True)
 
 
-def _optimise(path: GaussianPath, levels: int, data: list[Spectrum], method: str, options: dict[str, Any]) -> Array:
+def _optimise(
+    path: GaussianPath, levels: int, data: list[Spectrum], method: str, options: dict[str, Any], over: str
+) -> Array:
     try:
         from scipy.optimize import least_squares
     except ImportError as error:
         raise ValueError("grid 'gaussian' needs scipy: pip install scipy") from error
-    ladder = _Ladder(path, levels)
+    ladder = Ladder(path, levels)
 
     def residuals(nodes: Nodes) -> Array:
         table = build_table(method, nodes, **options)
-        return np.concatenate([transfer(table, s).residuals() for s in data]) / np.sqrt(len(data))
+        return joined([transfer(table, s).residuals() for s in data], data, over)
 
     starts: list[tuple[float, Array]] = []
     for name in _CANDIDATES:
@@ -128,7 +138,15 @@ def _optimise(path: GaussianPath, levels: int, data: list[Spectrum], method: str
     return ladder.times(best)
 
 
-def _quick(ladder: _Ladder, lam: Array, residuals: Callable[[Nodes], Array]) -> Callable[[Array], Nodes]:
+def joined(residuals: Sequence[Array], data: Sequence[Spectrum], over: str) -> Array:
+    """Residuals of several spectra as one vector: the sum of its squares is what `over` makes small."""
+    if over == "worst" and len(residuals) > 1:
+        relative = [r / s.spread for r, s in zip(residuals, data, strict=True)]
+        residuals = [r * np.linalg.norm(r) ** _POWER for r in relative]
+    return np.concatenate(residuals) / np.sqrt(len(residuals))
+
+
+def _quick(ladder: Ladder, lam: Array, residuals: Callable[[Nodes], Array]) -> Callable[[Array], Nodes]:
     """Nodes without their path where the error is the same, which saves most of the time: else with it."""
     try:
         bare, full = residuals(ladder.bare(lam)), residuals(ladder.nodes(lam))
@@ -137,8 +155,15 @@ def _quick(ladder: _Ladder, lam: Array, residuals: Callable[[Nodes], Array]) -> 
     return ladder.bare if np.allclose(bare, full, rtol=0, atol=1e-9 * float(np.abs(full).max())) else ladder.nodes
 
 
-class _Ladder:
-    """Levels of a path as unbounded parameters: logarithms of their distances in λ over that to the path's end."""
+class Ladder:
+    """Levels of a path as unbounded parameters: logarithms of their distances in λ over that to the path's end.
+
+    Parameters
+    ----------
+    path : GaussianPath
+    levels : int
+        The path's start among them; the clean end comes after them.
+    """
 
     def __init__(self, path: GaussianPath, levels: int) -> None:
         self.path = path

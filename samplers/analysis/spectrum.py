@@ -40,6 +40,11 @@ class Spectrum:
         """Number of directions."""
         return float(self.counts.sum())
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation per direction."""
+        return float(np.sqrt((self.counts * self.values).sum() / self.dimension))
+
     @classmethod
     def of(cls, values: Any, mean: Any = None) -> Spectrum:
         """One entry per direction.
@@ -118,6 +123,22 @@ class Spectrum:
             total,
             np.add.reduceat(counts * mean_square, starts) / total,
         )
+
+    def perturbed(self, scale: float = 1.0, tilt: float = 0.0) -> Spectrum:
+        """Variances times `scale`, and their spread in log variance times 1 + `tilt`; the total is then `scale` times.
+
+        The mean stays.
+
+        Raises
+        ------
+        ValueError
+            A scale that is not positive, or a tilt of −1 or less.
+        """
+        if not (scale > 0 and np.isfinite(scale) and tilt > -1 and np.isfinite(tilt)):
+            raise ValueError(f"scale={scale!r}, tilt={tilt!r} are not possible; positive and above -1")
+        tilted = self.values ** (1.0 + tilt)
+        total = (self.counts * self.values).sum() / (self.counts * tilted).sum()
+        return Spectrum(scale * total * tilted, self.counts, self.mean_square)
 
 
 SpectrumLike = Spectrum | Sequence[float] | Array | str | os.PathLike[str] | Any

@@ -7,24 +7,30 @@ same hold-out, so that the choice is never worse there than no calibration at al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from pathline.interpolants import unknown_name
+
+from ..anchors import missing_anchors
 from ..fitted import described_fit
 from ..grids import make_nodes
 from ..nodes import Nodes
+from ..numerics import Array
 from ..run_state import NonFiniteError
 from ..sampling import plan
 from ..table import Table
-from .compensation import search_ratios
-from .integration import fit_integration
-from .learned import learn_rows
-from .level_search import gits
-from .trajectories import Problem, Trajectories, reference_states, root_mean_square
+from ..transforms import DATA_MEAN
+from .fitters import AUTO, FITTERS, Fit, FitTask
+from .learned import start_prediction
+from .resume import Parts
+from .row_fits import Reference, dense_nodes, make_reference
+from .trajectories import Problem, reference_states, sample_errors
 
 UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unipc", {"order": 2}),
@@ -41,7 +47,6 @@ UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 GRIDS = ("logsnr", "karras", "time", "shifted", "linspace")
 _FIRST_LOOK = 4  # samples on which every untuned candidate runs; the best quarter of them goes on
-_RATIO_SAMPLES = 10  # as published
 _REFERENCE = 48  # network calls of one converged end point, about
 
 
@@ -53,7 +58,7 @@ class Trial:
     ----------
     name : str
     error : float
-        RMSE per value on the hold-out; infinite where the run was not finite.
+        `mean_error` on the hold-out; infinite where the run was not finite.
     calls : int
         Network calls that finding and judging it took.
     table : Table or None
@@ -72,7 +77,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The table of least hold-out error, and everything that was tried, best first.
+    """The chosen table, and everything that was tried, best first.
 
     Attributes
     ----------
@@ -97,16 +102,20 @@ def choose(
     x_init: Tensor,
     nfe: int,
     *,
+    method: str = "auto",
     hold_out: int | None = None,
+    arrays: bool = True,
+    analytic: bool = True,
+    condition_means: bool = False,
     chunk: int | None = None,
     facts: dict[str, Any] | None = None,
     report: Callable[[Trial], None] | None = None,
+    parts: Parts | None = None,
 ) -> Choice:
     """Find the best table of `nfe` calls for a network.
 
     Tried in this order, each while the problem's budget pays for it: untuned methods on named grids (all on a few
-    samples, the best quarter on the whole hold-out), levels of GITS, compensation ratios, least-squares weights (IIA),
-    learned rows.
+    samples, the best quarter on the whole hold-out), then the fits of `fitters.AUTO`.
 
     Parameters
     ----------
@@ -115,37 +124,59 @@ def choose(
     x_init : Tensor (B, ...)
         Starts; the conditions of these samples belong to the problem.
     nfe : int ≥ 1
+    method : str
+        "auto": the table of least hold-out error of all, which is never worse there than the best untuned one. A name
+        of `FITTERS`: the best table of that fit, whatever it gains.
     hold_out : int, optional
         The last samples, which judge and are never fitted to; by default a third.
+    arrays : bool
+        False chooses only among tables without arrays, which a .json file or a scheduler's config can hold.
+    analytic : bool
+        False chooses only among tables whose first call is at the start, without an analytic first step: diffusers'
+        flow pipelines run no others.
+    condition_means : bool
+        True admits tables that must be given the mean of each sample's condition when they are run.
     chunk : int, optional
         Largest batch given to the network.
     facts : dict of JSON values, optional
         Kept in the table's provenance: the network's hash, seeds, versions.
     report : callable, optional
         Called with every trial as it ends.
+    parts : Parts, optional
+        Keeps what is finished.
 
     Raises
     ------
     ValueError
-        Fewer than two samples to fit or to judge.
+        An unknown method, nfe below 1, fewer than two samples to fit or to judge; or a named method that is not
+        possible, with the reason.
     BudgetError
         Before the first call, when the budget does not pay for the hold-out and one candidate.
+    NonFiniteError
+        No candidate gave finite samples.
     """
+    if method != "auto" and method not in FITTERS:
+        raise unknown_name("calibration method", method, ["auto", *FITTERS])
     held = max(2, len(x_init) // 3) if hold_out is None else hold_out
+    if nfe < 1:
+        raise ValueError(f"nfe={nfe!r} is not possible; at least 1 call is needed")
     if not 2 <= held <= len(x_init) - 2:
         raise ValueError(
             f"hold_out={held!r} of {len(x_init)} samples is not possible; at least 2 are needed to judge and to fit"
         )
     before = problem.calls
     problem.require(held * (_REFERENCE + nfe), f"a hold-out of {held} samples")
-    search = _Search(problem, x_init, nfe, held, chunk, report)
+    allowed = {"arrays": arrays, "analytic": analytic, "condition_means": condition_means}
+    search = _Search(problem, x_init, nfe, held, allowed, chunk, report, parts or Parts())
     search.untuned()
-    for name, attempt in search.fits():
-        search.attempt(name, attempt)
+    search.fits(AUTO if method == "auto" else (method,))
     tried = sorted((t for t in search.trials if t.table is not None), key=lambda t: t.error)
-    best, plain = tried[0], next(t for t in tried if not t.tuned)
+    candidates = tried if method == "auto" else [t for t in tried if t.tuned]
+    if not candidates:
+        raise ValueError(f"method {method!r} found no table: " + "; ".join(t.note for t in search.trials if t.note))
+    best, plain = candidates[0], next(t for t in tried if not t.tuned)
     if best.table is None or not math.isfinite(best.error):
-        raise NonFiniteError(f"none of {len(tried)} candidates of {nfe} calls gave finite samples")
+        raise NonFiniteError(f"none of {len(candidates)} candidates of {nfe} calls gave finite samples")
     calls = problem.calls - before
     known: dict[str, Any] = {
         "nfe": nfe,
@@ -156,8 +187,10 @@ def choose(
     }
     known |= {"untuned_error": plain.error, "chosen": best.name, **(facts or {})}
     fit = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **known)
-    rest = [t for t in search.trials if t.table is None]
-    return Choice(replace(best.table, provenance=fit), best.error, plain.error, (*tried, *rest), calls)
+    chosen = replace(best, table=replace(best.table, provenance={**best.table.provenance, **fit}))
+    others = [t for t in (*tried, *(t for t in search.trials if t.table is None)) if t is not best]
+    assert chosen.table is not None
+    return Choice(chosen.table, best.error, plain.error, (chosen, *others), calls)
 
 
 class _Search:
@@ -169,32 +202,66 @@ class _Search:
         x_init: Tensor,
         nfe: int,
         held: int,
+        allowed: dict[str, bool],
         chunk: int | None,
         report: Callable[[Trial], None] | None,
+        parts: Parts,
     ) -> None:
-        self.problem, self.x_init, self.nfe, self.held = problem, x_init, nfe, held
-        self.chunk, self.report = chunk, report
+        self.problem, self.nfe, self.held, self.allowed = problem, nfe, held, allowed
+        self.chunk, self.report, self.parts = chunk, report, parts
         self.trials: list[Trial] = []
         batch = len(x_init)
-        rows = slice(batch - held, batch)
+        judge, fit = slice(batch - held, batch), slice(0, batch - held)
+        self.judge, self.judged = problem.part(judge, batch), x_init[judge]
+        self.starts = x_init[fit]
+        self.fitted = replace(problem.part(fit, batch), reserve=held * nfe)  # for judging what is fitted
         whole = make_nodes(problem.path, "logsnr", 1)
-        part = problem.part(rows, batch)
-        ends = reference_states(part, x_init[rows], whole, per_step=_REFERENCE, chunk=chunk)
-        self.judge = Trajectories(part, x_init[rows], ends)
-        self.fitted = problem.part(slice(0, batch - held), batch)
-        self.starts = x_init[: batch - held]
 
-    def error(self, table: Table, count: int | None = None) -> float:
-        """Hold-out error of a table, of its first `count` samples only if given."""
-        judge = self.judge
-        if count is not None:
-            rows = slice(0, count)
-            judge = Trajectories(judge.problem.part(rows, self.held), judge.x_init[rows], judge.states[:, rows])
-        try:
-            found = root_mean_square(judge.problem.run(table, judge.x_init, chunk=self.chunk) - judge.states[-1])
-        except NonFiniteError:
-            return math.inf
-        return found if math.isfinite(found) else math.inf
+        def ends() -> Array:
+            states = reference_states(self.judge, self.judged, whole, per_step=_REFERENCE, chunk=chunk)
+            return np.asarray(states[-1].cpu().numpy())
+
+        self.ends = torch.as_tensor(parts.array("converged ends of the hold-out", problem, ends)).to(x_init.device)
+        self._anchors: dict[str, Tensor] | None = None
+        self._reference: Reference | None = None
+
+    def errors(self, name: str, table: Table, first: int, last: int) -> Array:
+        """Errors (last − first,) of hold-out samples, the first and one past the last of which are given."""
+        rows = slice(first, last)
+
+        def compute() -> Array:
+            part, x = self.judge.part(rows, self.held), self.judged[rows]
+            given = {key: value[rows] for key, value in self.anchors(table).items()}
+            try:
+                out = part.run(table, x, chunk=self.chunk, anchors=given)
+            except NonFiniteError:
+                return np.full(len(x), np.inf)
+            return np.nan_to_num(sample_errors(out - self.ends[rows]).cpu().numpy(), nan=np.inf)
+
+        return self.parts.array(f"errors of {name}, samples {first} to {last - 1}", self.problem, compute)
+
+    def anchors(self, table: Table) -> dict[str, Tensor]:
+        """What the table must be given on the hold-out."""
+        if not missing_anchors(table):
+            return {}
+        if self._anchors is None:
+            mean = start_prediction(self.judge, self.judged, self.chunk)
+            self._anchors = {DATA_MEAN: mean.expand(self.judged.shape)}
+        return self._anchors
+
+    def reference(self) -> Reference:
+        """Converged trajectories of the samples to fit to, computed when first asked for."""
+        if self._reference is None:
+
+            def states() -> Array:
+                return np.asarray(make_reference(self.fitted, self.starts, {}, self.chunk).states.cpu().numpy())
+
+            known = torch.as_tensor(self.parts.array("trajectories to fit to", self.problem, states))
+            known = known.to(self.starts.device)
+            nodes = dense_nodes(self.fitted)
+            start = self.starts.to(known)
+            self._reference = Reference(self.fitted, start, (), known, nodes.lam[:-1], nodes, self.chunk)
+        return self._reference
 
     def note(self, trial: Trial) -> None:
         """Keep a trial and report it."""
@@ -204,75 +271,82 @@ class _Search:
 
     def untuned(self) -> None:
         """Named methods on named grids: all on a few samples, the best quarter on the whole hold-out."""
-        tables: dict[str, Table] = {}
-        for method, options in UNTUNED:
-            for grid in GRIDS:
-                try:
-                    table = plan(self.problem.path, method, nfe=self.nfe, grid=grid, **options)
-                except ValueError:
-                    continue  # too few calls for this method, or levels that it cannot use
-                tables[f"{method} {_worded(options)}on {grid}"] = table
+        tables = untuned_tables(self.problem, self.nfe, analytic=self.allowed["analytic"])
         few = min(_FIRST_LOOK, self.held)
-        affordable = (
-            int(self.problem.calls_left // (2 * few * self.nfe))
-            if math.isfinite(self.problem.calls_left)
-            else len(tables)
-        )
+        left = self.problem.calls_left
+        affordable = int(left // (2 * few * self.nfe)) if math.isfinite(left) else len(tables)
         names = list(tables)[: max(1, affordable)]
-        first = {name: self.error(tables[name], few) for name in names}
-        ranked = sorted(first, key=lambda name: first[name])
+        first = {name: self.errors(name, tables[name], 0, few) for name in names}
+        ranked = sorted(first, key=lambda name: float(first[name].mean()))
         plain = [name for name in ranked if _levels(tables[name]) == self.nfe]  # levels that fits can start from
-        going_on = dict.fromkeys([*ranked[: -(-len(ranked) // 4)], *plain[:1]])
-        for name in going_on:
-            if self.trials and self.problem.calls_left < self.held * self.nfe:
+        for name in dict.fromkeys([*ranked[: -(-len(ranked) // 4)], *plain[:1]]):
+            rest = self.held - few
+            if self.trials and self.problem.calls_left < rest * self.nfe:
                 break
             before = self.problem.calls
-            error = self.error(tables[name])
-            self.note(Trial(name, error, self.problem.calls - before, tables[name]))
+            errors = [first[name]] + ([self.errors(name, tables[name], few, self.held)] if rest else [])
+            spent = self.problem.calls - before + few * tables[name].evaluations
+            self.note(Trial(name, float(np.concatenate(errors).mean()), spent, tables[name]))
 
-    def fits(self) -> Iterator[tuple[str, Callable[[], Table]]]:
-        """What is fitted, from cheap to dear, on the levels of the best untuned candidate or on levels of its own."""
-        problem, starts, chunk = self.fitted, self.starts, self.chunk
+    def fits(self, methods: tuple[str, ...]) -> None:
+        """All fits of the named kinds, on the levels of the best untuned candidate or on levels of their own."""
         # what is fitted calls the network at every level, so an analytic first step would be a level too many
         best = min((t for t in self.trials if _levels(t.table) == self.nfe), key=lambda t: t.error, default=None)
         if best is None or best.table is None:
             return
         levels = best.table.nodes
-        nodes = Nodes(levels["signal"], levels["noise"], levels["time"], problem.path)
-        some = starts[:_RATIO_SAMPLES]
+        nodes = Nodes(levels["signal"], levels["noise"], levels["time"], self.problem.path)
+        task = FitTask(
+            self.fitted, self.starts, self.nfe, nodes, best.name, self.reference, chunk=self.chunk, **self.allowed
+        )
+        for method in methods:
+            for name, fit in FITTERS[method](task):
+                self.attempt(name, fit)
 
-        def integration() -> Table:
-            return fit_integration(problem, nodes, starts, features="differences+noise", chunk=chunk).table
-
-        def compensation() -> Table:
-            part = problem.part(slice(0, len(some)), len(starts))
-            return search_ratios(part, nodes, some, base="unipc", base_options={"order": 2}, chunk=chunk).table
-
-        def rows() -> Table:
-            return learn_rows(problem, starts, self.nfe, holdout=0.25, chunk=chunk).table
-
-        def own_levels(order: int) -> Table:
-            return plan(None, "ipndm", grid=gits(problem, starts, nodes.steps, chunk=chunk).nodes, order=order)
-
-        yield f"IIA on the levels of {best.name}", integration
-        yield f"DC UniPC-2 on the levels of {best.name}", compensation
-        yield "learned rows", rows
-        for order in (2, 3):
-            yield f"ipndm-{order} on GITS levels", partial(own_levels, order)
-
-    def attempt(self, name: str, fit: Callable[[], Table]) -> None:
+    def attempt(self, name: str, fit: Fit) -> None:
         """Fit and judge, or say that the budget does not pay for it."""
         before = self.problem.calls
-        try:
+
+        def checked() -> Table:
             self.problem.require(self.held * self.nfe, "the hold-out")
             table = fit()
             if table.evaluations > self.nfe:
                 raise ValueError(f"it takes {table.evaluations} calls instead of {self.nfe}")
-            error = self.error(table)
-        except (NonFiniteError, ValueError) as reason:  # the budget, or too few steps for this fit
+            self.check_allowed(table)
+            return table
+
+        try:
+            table = self.parts.table(name, self.problem, checked)
+            error = float(self.errors(name, table, 0, self.held).mean())
+        except ValueError as reason:
             self.note(Trial(name, math.inf, self.problem.calls - before, None, tuned=True, note=str(reason)))
             return
         self.note(Trial(name, error, self.problem.calls - before, table, tuned=True))
+
+    def check_allowed(self, table: Table) -> None:
+        """Raise ValueError for a table of a kind that was not asked for."""
+        if not self.allowed["arrays"] and not table.fits_json:
+            raise ValueError("it has arrays, which were not asked for")
+        if not self.allowed["analytic"] and not (table.rows[0].calls_network and table.rows[0].query == 0):
+            raise ValueError("its first call is not at the start")
+        if missing_anchors(table) and not self.allowed["condition_means"]:
+            raise ValueError(f"it needs {', '.join(sorted(missing_anchors(table)))} whenever it is run")
+
+
+def untuned_tables(problem: Problem, nfe: int, *, analytic: bool = True) -> dict[str, Table]:
+    """`UNTUNED` methods on `GRIDS` by their names, those that are possible with at most `nfe` calls.
+
+    Those with an analytic first step only where `analytic`.
+    """
+    tables: dict[str, Table] = {}
+    for method, options in UNTUNED:
+        for grid in GRIDS if analytic or "afs" not in options else ():
+            try:
+                table = plan(problem.path, method, nfe=nfe, grid=grid, **options)
+            except ValueError:
+                continue  # too few calls for this method, or levels that it cannot use
+            tables[f"{method} {_worded(options)}on {grid}"] = table
+    return tables
 
 
 def _levels(table: Table | None) -> int:

@@ -1,69 +1,32 @@
-"""Orthonormal bases in which coordinates of similar variance lie together, for weights by group of coordinates."""
+"""Networks turned into a basis, and groups of coordinates of similar variance, for weights by group."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..bases import CosineBasis
+from ..guidance import ClassifierFree
 from .trajectories import Problem
 from .triangular import Groups
-
-
-@dataclass(frozen=True)
-class CosineBasis:
-    """Orthonormal cosine transform (DCT-II) along the last two axes, and three channels turned into grey and opponents.
-
-    White noise stays white, so a path is the same path in this basis: only the network has to be turned.
-    """
-
-    name: str = "cosine"
-
-    def to(self, x: Tensor) -> Tensor:
-        """Coordinates (B, C, H, W) of images of that shape."""
-        colour, rows, columns = self._matrices(x)
-        return torch.einsum("pc,uh,vw,bchw->bpuv", colour, rows, columns, x)
-
-    def back(self, x: Tensor) -> Tensor:
-        """Images of coordinates: the inverse of `to`."""
-        colour, rows, columns = self._matrices(x)
-        return torch.einsum("pc,uh,vw,bpuv->bchw", colour, rows, columns, x)
-
-    def _matrices(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if x.ndim != 4:
-            raise ValueError(f"the cosine basis is one of images (B, C, H, W), got shape {tuple(x.shape)}")
-        channels, height, width = x.shape[1:]
-        colour = _OPPONENT if channels == 3 else torch.eye(channels, dtype=torch.float64)
-        return colour.to(x), _cosines(height).to(x), _cosines(width).to(x)
-
-
-_OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]], dtype=torch.float64)
-_OPPONENT = _OPPONENT / _OPPONENT.norm(dim=1, keepdim=True)
-
-
-def _cosines(size: int) -> Tensor:
-    k, j = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    matrix = math.sqrt(2.0 / size) * torch.cos(math.pi * (2 * j + 1) * k / (2 * size))
-    matrix[0] /= math.sqrt(2.0)
-    return matrix
 
 
 def in_basis(problem: Problem, basis: CosineBasis) -> Problem:
     """The same problem in the coordinates of `basis`; calls are counted together."""
     inner: Callable[..., Tensor] = problem.model
     guidance = problem.guidance
+    linear = guidance is None or isinstance(guidance, ClassifierFree)  # the same in every orthonormal basis
 
     def turned(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         image = basis.back(x)
-        out = inner(image, t, **kwargs) if guidance is None else guidance(inner, image, t, kwargs)
+        out = inner(image, t, **kwargs) if linear or guidance is None else guidance(inner, image, t, kwargs)
         return basis.to(out)
 
-    return replace(problem, model=turned, guidance=None)
+    return replace(problem, model=turned, guidance=guidance if linear else None)
 
 
 def variance_groups(samples: Tensor, count: int) -> Groups | None:

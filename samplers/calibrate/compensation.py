@@ -17,7 +17,7 @@ from ..nodes import Nodes
 from ..numerics import Array
 from ..registry import build_table
 from ..table import Table
-from .trajectories import Problem, Trajectories, prepare
+from .trajectories import Problem, Trajectories, mean_error, prepare
 from .walk import Walk, check_walkable
 
 OBJECTIVES = ("corrected", "predicted")
@@ -37,7 +37,7 @@ class CompensationFit:
     step_losses : tuple of (before, after) per searched step
         Mean squared difference of the step's state to the converged one at ρ = 1 and at the ratio chosen, both after
         the ratios of the steps before.
-    train, hold_out : (base, calibrated) root mean square error at the end, hold_out None without kept samples.
+    train, hold_out : (base, calibrated) `mean_error` at the end, hold_out None without kept samples.
     evaluations : tuple of int
         Evaluations of the step's loss on a network call; 0 where the loss is a polynomial of the ratio.
     calls : mapping
@@ -178,8 +178,8 @@ class _Search:
 
     @property
     def end_error(self) -> float:
-        """Root mean square error at the end, after `run`."""
-        return float(np.sqrt(self._loss(self.walk.values[self._table().result], len(self.ratios))))
+        """`mean_error` at the end, after `run`."""
+        return mean_error(self.walk.values[self._table().result] - self.states[-1])
 
     def run(self, ratios: Array, fixed: int) -> None:
         """Choose every ratio but the first `fixed` of `ratios`."""

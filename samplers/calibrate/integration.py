@@ -19,7 +19,15 @@ from ..numerics import Array
 from ..program import Linear
 from ..registry import build_table
 from ..table import Row, Table, Terms, Update
-from .trajectories import Problem, Trajectories, prepare, reference_calls, reference_states, root_mean_square
+from .trajectories import (
+    Problem,
+    Trajectories,
+    mean_error,
+    prepare,
+    reference_calls,
+    reference_states,
+    root_mean_square,
+)
 from .walk import Walk, check_walkable
 
 FEATURES = ("differences", "noise", "differences+noise", "slopes", "mean-slope")
@@ -41,7 +49,7 @@ class IntegrationFit:
         γ of every step, in the order of `step_features`; empty where a step has none.
     residuals : tuple of (base, fitted) per step
         Root mean square difference of the step's state to its target, both after the weights of the steps before.
-    train, hold_out : (base, calibrated) root mean square error at the end; hold_out None without kept samples.
+    train, hold_out : (base, calibrated) `mean_error` at the end; hold_out None without kept samples.
     calls : mapping
         Network calls of the "reference" trajectories, the "fit" and the "check" of both errors.
     features, target : as asked for
@@ -286,7 +294,7 @@ class _Fit:
                 state = state + float(weight) * feature
             walk.values[number] = state
             self.residuals.append((before, root_mean_square(state - goal)))
-        self.end_error = root_mean_square(walk.values[self.plain.result] - self.fit.states[-1])
+        self.end_error = mean_error(walk.values[self.plain.result] - self.fit.states[-1])
 
     def labelled(self, base: str, kind: str) -> Table:
         """The calibrated table, with its frame and how it was made."""

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..bases import BASES, CosineBasis
 from ..border import Border
 from ..grids import make_nodes
 from ..loop import check_start
 from ..numerics import Array
 from ..registry import build_table
-from ..table import Table
-from .bases import CosineBasis, in_basis, variance_groups
+from ..table import Coefficient, Table
+from ..transforms import DATA_MEAN, with_anchor
+from .bases import in_basis, variance_groups
 from .row_fits import Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
 from .trajectories import Problem
 from .triangular import Triangular, triangular
@@ -32,7 +34,6 @@ RIDGES = (1e-2, 1e-4, 1e-6)
 """Strengths of regularisation that are tried."""
 _STRONG = (1.0, 1e-1, 1e-2)
 """Those tried with fewer trajectories than a row has weights."""
-MEAN = "data_mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +43,13 @@ class Learned:
     Attributes
     ----------
     table : Table
-        Frame "none: fitted to trajectories", or the untuned base where nothing learned beat it on the hold-out.
+        Frame "none: fitted to trajectories", or the untuned base where nothing learned beat it on the hold-out. A mean
+        that is the same for all samples is one of its constants, another one its anchor "data_mean".
     holdout_error, base_error : float
         Mean over hold-out samples of the RMSE per value to their converged end points: of the table, and of the best
         untuned base tried.
         The hold-out also chose among a handful of fits, so that new noises may do slightly worse.
     train_error : float
-    basis : CosineBasis or None
-        Coordinates in which the table runs; see `run_learned`.
     calls : int
         Network calls that it took, references included.
     ridge : float
@@ -61,7 +61,6 @@ class Learned:
     holdout_error: float
     base_error: float
     train_error: float
-    basis: CosineBasis | None
     calls: int
     ridge: float
     notes: tuple[str, ...] = ()
@@ -69,20 +68,28 @@ class Learned:
 
 @dataclass(eq=False)
 class _Task:
-    """What every step of the search needs; `train` and `held` are in the coordinates of `basis`."""
+    """What every step of the search needs; `train` and `held` are in the coordinates of `basis`, if there is one."""
 
     method: str
     options: dict[str, Any]
     train: Reference
     held: Reference
-    afs: bool
+    basis: CosineBasis | None
+    constants: dict[str, Coefficient]
     notes: list[str] = field(default_factory=list)
 
     def base(self, lam: Array, groups: Any = None) -> Triangular:
         """The untuned rows whose calls are at λ; with an analytic first step the start is a node more."""
         start = float(self.train.problem.path.lam(0.0))
         nodes = nodes_of(self.train.problem, np.concatenate([[start], lam]) if self.afs else lam)
-        return triangular(build_table(self.method, nodes, **self.options)).grouped(groups)
+        table = build_table(self.method, nodes, **self.options)
+        if self.train.anchors:
+            table = replace(with_anchor(table, DATA_MEAN), constants=self.constants)
+        return triangular(table).grouped(groups, None if self.basis is None else self.basis.name)
+
+    @property
+    def afs(self) -> bool:
+        return bool(self.options.get("afs", False))
 
     def levels(self, grid: str, nfe: int) -> Array:
         lam = make_nodes(self.train.problem.path, grid, nfe + self.afs).lam[:-1]
@@ -91,11 +98,13 @@ class _Task:
 
 
 def start_prediction(problem: Problem, x_init: Tensor, chunk: int | None = None) -> Tensor:
-    """The guided data prediction at the path's start and state 0: about the mean of the data under each condition.
+    """The guided data prediction (B, ...) at the path's start and state 0: about the mean under each condition.
 
-    At the noise end a network's answer hardly depends on the state, so that one call for each condition serves all
-    its samples; costs B calls.
+    At the noise end a network's answer hardly depends on the state. Costs B calls, or one where all conditions are the
+    same; then the result has shape (1, ...).
     """
+    if problem.one_condition(len(x_init)):
+        problem, x_init = problem.part(slice(0, 1), len(x_init)), x_init[:1]
     level = nodes_of(problem, np.array([float(problem.path.lam(0.0)), problem.path.lambda_max])).level(0)
     border = Border(problem, x_init, problem.prediction)
     parts = []
@@ -117,6 +126,7 @@ def learn_rows(
     holdout: float | int = 0.25,
     groups: Sequence[int] = (1,),
     rounds: int = 6,
+    reference: Reference | None = None,
     chunk: int | None = None,
 ) -> Learned:
     """Fit levels and rows for `nfe` calls to the trajectories that start at `x_init`.
@@ -131,8 +141,9 @@ def learn_rows(
         The base, deterministic with one call per step: rows start from it and are drawn to it. With `mean` its first
         step is analytic unless options say otherwise (afs=...).
     mean : Tensor, optional
-        The data's mean, of shape (B, ...) or broadcasting to it: of each sample's class, where there are classes, or
-        what `start_prediction` gives. It is the table's anchor "data_mean", to be given again when it is run.
+        The data's mean, such as `start_prediction` gives: of shape (B, ...) for each sample's condition, then to be
+        given again when the table is run, as anchors={"data_mean": ...}; or of shape (1, ...), or one sample's, for
+        all, which becomes a constant of the table.
     holdout : float in (0, 1) or int
         Share or number of the trajectories that judge and are not fitted: the last ones.
     groups : sequence of int
@@ -140,6 +151,8 @@ def learn_rows(
         groups are kept only where they win on the hold-out.
     rounds : int ≥ 0
         Steps of the search of levels; 0 keeps the best grid's.
+    reference : Reference, optional
+        Trajectories of all of `x_init` that exist already (`make_reference`), made otherwise.
     chunk : int, optional
         Largest batch given to the network.
 
@@ -151,14 +164,15 @@ def learn_rows(
         Before the first call, when the budget does not pay for the references and one fit.
     """
     check_start(x_init)
-    train, held = _split(len(x_init), holdout)
-    _check(nfe, groups, rounds, x_init, problem, len(x_init))
+    train = len(x_init) - _held(len(x_init), holdout)
+    _check(nfe, groups, rounds, x_init, problem, reference)
     given = {"order": 2} if method == "ipndm" and options is None else dict(options or {})
     given = given if mean is None or "afs" in given else {**given, "afs": "gaussian"}
-    basis = CosineBasis() if max(groups) > 1 else None
+    basis = BASES["cosine"] if max(groups) > 1 else None
     before = problem.calls
     with torch.no_grad():
-        task = _prepare(problem, x_init, train, held, mean, basis, chunk, method=method, options=given)
+        whole = make_reference(problem, x_init, {}, chunk) if reference is None else reference
+        task = _prepare(whole, train, mean, basis, method, given)
         base_error, rows, lam, ridge = _first_fit(task, nfe)
         start: Table = rows.table
         judge = task.held.error
@@ -180,87 +194,68 @@ def learn_rows(
     if rows.groups is not None:
         task.notes.append(f"{int(rows.groups.max()) + 1} groups of coordinates in the cosine basis")
     elif basis is not None:
-        basis = None
         task.notes.append("groups of coordinates did not win on the hold-out")
+    calls = problem.calls - before
     if error >= base_error:
         task.notes.append(f"nothing learned beat the base ({base_error:.4g}) on the hold-out; the base is kept")
-        return Learned(
-            start, base_error, base_error, train_error, None, problem.calls - before, ridge, tuple(task.notes)
-        )
+        return Learned(start, base_error, base_error, train_error, calls, ridge, tuple(task.notes))
     record = {"learned": {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}}
-    return Learned(rows.to_table(record), error, base_error, train_error, basis, problem.calls - before, ridge,
-                   tuple(task.notes))  # fmt: skip
+    return Learned(rows.to_table(record), error, base_error, train_error, calls, ridge, tuple(task.notes))
 
 
-def run_learned(
-    learned: Learned, problem: Problem, x_init: Tensor, *, mean: Tensor | None = None, chunk: int | None = None
-) -> Tensor:
-    """Samples (B, ...) of a learned table in its own coordinates; `mean` as in `learn_rows`."""
-    basis, table = learned.basis, learned.table
-    inner = problem if basis is None else in_basis(problem, basis)
-    parts = []
-    for rows, part in inner.chunks(len(x_init), chunk):
-        x = x_init[rows]
-        anchors = {} if mean is None or MEAN not in table.anchors else {MEAN: mean.to(x).expand(x_init.shape)[rows]}
-        if basis is None:
-            parts.append(part.run(table, x, anchors=anchors))
-        else:
-            turned = {name: basis.to(anchor) for name, anchor in anchors.items()}
-            parts.append(basis.back(part.run(table, basis.to(x), anchors=turned)))
-    return torch.cat(parts)
-
-
-def _split(batch: int, holdout: float | int) -> tuple[int, int]:
+def _held(batch: int, holdout: float | int) -> int:
     held = holdout if isinstance(holdout, int) else round(holdout * batch)
     if not 1 <= held < batch:
         raise ValueError(f"holdout={holdout!r} of {batch} trajectories is not possible; both parts need at least one")
-    return batch - held, held
+    return held
 
 
-def _check(nfe: int, groups: Sequence[int], rounds: int, x: Tensor, problem: Problem, batch: int) -> None:
+def _check(
+    nfe: int, groups: Sequence[int], rounds: int, x: Tensor, problem: Problem, reference: Reference | None
+) -> None:
     if nfe < 1 or rounds < 0:
         raise ValueError(f"nfe={nfe!r} and rounds={rounds!r} are not possible; at least 1 and 0")
     if not groups or min(groups) < 1:
         raise ValueError(f"groups={groups!r} is not possible; give numbers of groups of at least 1")
     if max(groups) > 1 and x.ndim != 4:
         raise ValueError(f"groups={groups!r} need images (B, C, H, W), got shape {tuple(x.shape)}")
+    if reference is not None and not torch.equal(reference.start, x.to(reference.start)):
+        raise ValueError("reference holds other trajectories than those of x_init")
     tries = len(GRIDS) + len(RIDGES) + 1
-    problem.require(
-        batch * (trajectory_calls(problem) + tries * nfe),
-        f"{batch} reference trajectories and one fit of {nfe} calls",
-    )
+    each = trajectory_calls(problem) if reference is None else 0
+    problem.require(len(x) * (each + tries * nfe), f"{len(x)} reference trajectories and one fit of {nfe} calls")
 
 
 def _prepare(
-    problem: Problem,
-    x_init: Tensor,
-    train: int,
-    held: int,
-    mean: Tensor | None,
-    basis: CosineBasis | None,
-    chunk: int | None,
-    *,
-    method: str,
-    options: dict[str, Any],
+    whole: Reference, train: int, mean: Tensor | None, basis: CosineBasis | None, method: str, options: dict[str, Any]
 ) -> _Task:
-    batch = train + held
-    afs = bool(options.get("afs", False))
-    centre = {} if mean is None else {MEAN: mean.to(x_init).expand(x_init.shape)}
+    """Trajectories with the mean beside them, in the coordinates of `basis`, cut into those to fit and the rest."""
+    batch, constants = len(whole.start), dict[str, Coefficient]()
+    if mean is not None:
+        mean = mean.to(whole.start)
+        if mean.ndim < whole.start.ndim or len(mean) == 1:
+            one = mean.reshape(mean.shape[mean.ndim == whole.start.ndim :]).expand(whole.start.shape[1:])
+            constants = {DATA_MEAN: one.double().cpu().numpy()}
+        whole = replace(whole, anchors=(mean.expand(whole.start.shape),))
     if basis is not None:
-        x_init, centre = basis.to(x_init), {k: basis.to(v) for k, v in centre.items()}
-        problem = in_basis(problem, basis)
-    whole = make_reference(problem, x_init, centre, chunk)
+        whole = replace(
+            whole,
+            problem=in_basis(whole.problem, basis),
+            start=basis.to(whole.start),
+            anchors=tuple(basis.to(anchor) for anchor in whole.anchors),
+            states=torch.stack([basis.to(states) for states in whole.states]),
+        )
 
     def cut(rows: slice) -> Reference:
         return replace(
             whole,
-            problem=problem.part(rows, batch),
+            problem=whole.problem.part(rows, batch),
             start=whole.start[rows],
             anchors=tuple(a[rows] for a in whole.anchors),
             states=whole.states[:, rows],
         )
 
-    return _Task(method, options, cut(slice(0, train)), cut(slice(train, batch)), afs)
+    return _Task(method, options, cut(slice(0, train)), cut(slice(train, batch)), basis, constants)
 
 
 def _first_fit(task: _Task, nfe: int) -> tuple[float, Triangular, Array, float]:

@@ -13,7 +13,7 @@ from ..border import Border
 from ..grids import make_nodes
 from ..nodes import Level, Nodes, points_at, times_at
 from ..numerics import Array
-from .trajectories import Problem, reference_calls, reference_states
+from .trajectories import Problem, mean_error, reference_calls, reference_states, sample_errors
 from .triangular import Triangular, execute
 
 _DENSE = 40  # levels at which reference states are kept; what lies between is interpolated
@@ -106,7 +106,7 @@ class Reference:
 
     def weighted(self, residual: Tensor) -> Reference:
         """The same with weights under which the squares of `residual` (B, ...) add up to `mean_error`."""
-        errors = _sample_errors(residual)
+        errors = sample_errors(residual)
         weights = 1.0 / (errors + _FLOOR * errors.median())
         return replace(self, weights=weights / weights.mean())
 
@@ -114,19 +114,6 @@ class Reference:
         """Values (B, ...) as (B, d) in float64, times the root of what each sample counts."""
         flat = values.flatten(1).double()
         return flat if self.weights is None else flat * self.weights.sqrt()[:, None]
-
-
-def mean_error(residual: Tensor) -> float:
-    """Mean over samples of the root mean square per value of residuals (B, ...).
-
-    A sample that ends in another mode than its reference then weighs no more than its distance; in the root mean
-    square of all it would hide the others.
-    """
-    return float(_sample_errors(residual).mean())
-
-
-def _sample_errors(residual: Tensor) -> Tensor:
-    return residual.detach().double().flatten(1).square().mean(1).sqrt()
 
 
 def dense_nodes(problem: Problem) -> Nodes:

@@ -52,6 +52,8 @@ class Problem:
         Tensors whose first dimension is the batch are cut with it (see `part`), also those of `ClassifierFree`.
     budget : int, optional
         Most network calls: one sample once through the network is 1, and so is a guided pair.
+    reserve : int
+        Calls of the budget that are kept for something else.
 
     Raises
     ------
@@ -65,6 +67,7 @@ class Problem:
     guidance: Guidance | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     budget: int | None = None
+    reserve: int = 0
     _meter: _Meter = field(default_factory=_Meter, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class Problem:
     @property
     def calls_left(self) -> float:
         """Calls that the budget still pays for; infinite without one."""
-        return math.inf if self.budget is None else self.budget - self.calls
+        return math.inf if self.budget is None else self.budget - self.reserve - self.calls
 
     def require(self, calls: int, purpose: str) -> None:
         """Raise BudgetError unless the budget pays for `calls` more; `purpose` is named in the message."""
@@ -99,19 +102,20 @@ class Problem:
         """Count network calls that are not made through `problem(...)`, such as what a derivative costs beside it."""
         self._meter.calls += calls
 
+    def one_condition(self, batch: int) -> bool:
+        """Whether all samples of a batch have the same condition, so that one of them stands for the others."""
+        guidance = self.guidance
+        given = [*self.model_kwargs.values()]
+        given += guidance.unconditional.values() if isinstance(guidance, ClassifierFree) else ()
+        own = [value for value in given if isinstance(value, Tensor) and value.shape[:1] == (batch,)]
+        return all(bool((value == value[:1]).all()) for value in own)
+
     def part(self, rows: slice | Tensor, batch: int) -> Problem:
         """The problem of some samples of a batch: what belongs to each sample is cut, calls are counted together."""
-
-        def cut(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                key: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
-                for key, value in kwargs.items()
-            }
-
         guidance = self.guidance
         if isinstance(guidance, ClassifierFree):
-            guidance = replace(guidance, unconditional=cut(guidance.unconditional))
-        return replace(self, model_kwargs=cut(self.model_kwargs), guidance=guidance)
+            guidance = replace(guidance, unconditional=_cut(guidance.unconditional, rows, batch))
+        return replace(self, model_kwargs=_cut(self.model_kwargs, rows, batch), guidance=guidance)
 
     def chunks(self, batch: int, size: int | None) -> Iterator[tuple[slice, Problem]]:
         """Slices of at most `size` samples and the problem of each."""
@@ -137,9 +141,12 @@ class Problem:
         return self.guidance(self.model, x, t, dict(kwargs))
 
     def run(self, table: Table, x_init: Tensor, *, chunk: int | None = None, **options: Any) -> Tensor:
-        """Samples (B, ...) of a table, in batches of at most `chunk`; options are those of `samplers.run`."""
-        parts = []
-        for rows, part in self.chunks(len(x_init), chunk):
+        """Samples (B, ...) of a table, in batches of at most `chunk`; options are those of `samplers.run`.
+
+        Tensors of `anchors` whose first dimension is the batch are cut with it.
+        """
+        parts, batch, anchors = [], len(x_init), dict(options.pop("anchors", None) or {})
+        for rows, part in self.chunks(batch, chunk):
             out = run(
                 table,
                 part,
@@ -147,11 +154,33 @@ class Problem:
                 prediction=self.prediction,
                 model_kwargs=part.model_kwargs,
                 samples=range(rows.start, rows.stop),
+                anchors=_cut(anchors, rows, batch),
                 **options,
             )
             assert isinstance(out, Tensor)
             parts.append(out)
         return torch.cat(parts)
+
+
+def _cut(values: Mapping[str, Any], rows: slice | Tensor, batch: int) -> dict[str, Any]:
+    return {
+        key: value[rows] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+        for key, value in values.items()
+    }
+
+
+def sample_errors(residual: Tensor) -> Tensor:
+    """Root mean square per value of each sample's residual: (B,), float64, from (B, ...)."""
+    return residual.detach().double().flatten(1).square().mean(1).sqrt()
+
+
+def mean_error(residual: Tensor) -> float:
+    """Mean over samples of the root mean square per value of residuals (B, ...): the error of all calibrations.
+
+    A sample that ends in another mode than its reference then weighs no more than its distance; in the root mean
+    square of all it would hide the others.
+    """
+    return float(sample_errors(residual).mean())
 
 
 def root_mean_square(difference: Tensor) -> float:
@@ -283,8 +312,8 @@ class Trajectories:
     states: Tensor
 
     def end_error(self, table: Table, *, chunk: int | None = None) -> float:
-        """Root mean square difference per value of a table's samples to the converged end; costs its calls."""
-        return root_mean_square(self.problem.run(table, self.x_init, chunk=chunk) - self.states[-1])
+        """`mean_error` of a table's samples to the converged end; costs its calls."""
+        return mean_error(self.problem.run(table, self.x_init, chunk=chunk) - self.states[-1])
 
 
 def prepare(

@@ -36,12 +36,15 @@ class Triangular:
         The table it was made from, which gives start, end, anchors and nodes.
     groups : int array of the shape of one sample, optional
         Group of each coordinate; None for G = 1.
+    basis : str, optional
+        Name of the basis whose coordinates are grouped; None is the state's own.
     """
 
     levels: tuple[Level, ...]
     weights: tuple[Array, ...]
     table: Table
     groups: Groups | None = None
+    basis: str | None = None
 
     @property
     def calls(self) -> int:
@@ -65,13 +68,14 @@ class Triangular:
         at_start = bool((first[0] == 1.0).all() and (first[1:] == 0.0).all())
         return list(range(1 if at_start else 0, self.calls + 1))
 
-    def grouped(self, groups: Groups | None) -> Triangular:
-        """The same with its weights repeated for every group."""
+    def grouped(self, groups: Groups | None, basis: str | None = None) -> Triangular:
+        """The same with its weights repeated for every group of coordinates in a basis."""
         count = 1 if groups is None else int(groups.max()) + 1
-        return replace(self, weights=tuple(np.repeat(w[:, :1], count, axis=1) for w in self.weights), groups=groups)
+        weights = tuple(np.repeat(w[:, :1], count, axis=1) for w in self.weights)
+        return replace(self, weights=weights, groups=groups, basis=None if groups is None else basis)
 
     def to_table(self, options: dict[str, Any] | None = None) -> Table:
-        """The equivalent table; its coefficients are arrays where there are groups."""
+        """The equivalent table; its coefficients are arrays, in the groups' basis, where there are groups."""
         count = self.fixed + 3 * (self.calls + 1)
         columns, free = list(range(self.fixed)), iter(range(self.fixed, count))
         rows: list[Row] = []
@@ -89,7 +93,7 @@ class Triangular:
                 columns.append(next(free))
                 rows.append(Row(self.levels[i], "data", state, columns[-1], None, (), ()))
         recorded = self.table.options | (options or {})
-        return replace(self.table, rows=tuple(rows), result=state, frame=FRAME, options=recorded)
+        return replace(self.table, rows=tuple(rows), result=state, frame=FRAME, options=recorded, basis=self.basis)
 
     def _coefficient(self, weights: Array) -> Coefficient:
         return float(weights[0]) if self.groups is None else np.asarray(weights[self.groups], dtype=np.float64)

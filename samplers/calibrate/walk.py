@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..anchors import anchor_values, missing_anchors
 from ..border import TableBorder
 from ..combine import Combiner
 from ..program import Linear
@@ -13,8 +14,8 @@ from .trajectories import Problem
 
 
 def check_walkable(table: Table) -> None:
-    """Raise ValueError unless the table is deterministic and without anchors."""
-    if table.stochastic or table.anchors:
+    """Raise ValueError unless the table is deterministic and needs no anchors."""
+    if table.stochastic or missing_anchors(table):
         raise ValueError(f"calibration needs a deterministic method without anchors, which {table.method!r} is not")
 
 
@@ -29,7 +30,7 @@ class Walk:
     problem : Problem
         Pays for the calls.
     table : Table
-        Deterministic, without anchors.
+        Deterministic, with no anchors but its own constants.
     x_init : Tensor (B, ...)
         States at node 0.
     chunk : int, optional
@@ -38,15 +39,14 @@ class Walk:
     Raises
     ------
     ValueError
-        A stochastic table or one with anchors; a row that the problem's prediction cannot serve.
+        A stochastic table or one that needs anchors; a row that the problem's prediction cannot serve.
     """
 
     def __init__(self, problem: Problem, table: Table, x_init: Tensor, chunk: int | None = None) -> None:
         check_walkable(table)
         wide = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
-        self.values: dict[int, Tensor] = {0: wide}
-        self._chunk = chunk
-        self._combine = Combiner(x_init.device)
+        self.values: dict[int, Tensor] = {0: wide, **anchor_values(table, wide)}
+        self._combine = Combiner(x_init.device, table.basis)
         self._border = TableBorder(table, problem, x_init, problem.prediction)
         self._parts = list(problem.chunks(len(x_init), chunk))
 

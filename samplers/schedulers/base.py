@@ -24,9 +24,9 @@ from .data_range import rule_of
 from .family import Family
 from .flow_family import FlowFamily
 from .forward import ForwardProcess
+from .output import changes_of
 from .settings import Settings, read_settings, with_content
 from .spacing import HIDDEN_KEYS, spacing_of
-from .stepper import changes_of
 from .stepping import Stepping
 from .stock_solver import of_run
 
@@ -266,6 +266,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             self.timesteps = torch.tensor(compiled.timesteps, device=device)
             self.sigmas = torch.tensor(compiled.sigmas, device=device)
         self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
+        self._prepare(compiled, 0)
 
     def _show_training_levels(self) -> None:
         sigmas = self._family.training_sigmas(self._shift).astype(np.float32)

@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pathline.interpolants import coefficients
 
+from ..anchors import how_to_give, missing_anchors
 from ..border import row_conversions
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
-from ..transforms import ONES
 from .data_range import Rule
 from .passes import inlined, passes, unit_first, without
 
@@ -76,6 +78,16 @@ class Plan:
         """(row, slot) of all noise, in the order of its use."""
         return tuple((draw.row, draw.slot) for call in self.calls for draw in call.draws)
 
+    def draws_on(self, device: torch.device) -> Tensor:
+        """`draws` as an int64 tensor (R, 2) on a device, copied there once."""
+        if device not in self._draws_on:
+            self._draws_on[device] = torch.tensor(self.draws, dtype=torch.int64).reshape(-1, 2).to(device)
+        return self._draws_on[device]
+
+    @cached_property
+    def _draws_on(self) -> dict[torch.device, Tensor]:
+        return {}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """A plan never changes, so copies of a scheduler in mid-run share it."""
         return self
@@ -97,10 +109,10 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
         The table needs anchors or draws noise before its first call, or a row (or the rule) needs what the network
         cannot give there.
     """
-    if set(table.anchors) - {ONES}:
+    if missing := missing_anchors(table):
         raise ValueError(
-            f"method {table.method!r} with options {table.options} needs {', '.join(table.anchors)}, which a "
-            "diffusers pipeline does not supply; use pathline.samplers.sample(..., anchors=...)"
+            f"method {table.method!r} with options {table.options} needs {', '.join(sorted(missing))}, which a "
+            f"diffusers pipeline does not supply; use pathline.samplers.sample(..., anchors=...){how_to_give(table)}"
         )
     table = correct_from_query(table)
     conversions = row_conversions(table, prediction if rule is None else "data")

@@ -31,30 +31,52 @@ class PathlineSchedulerOutput(BaseOutput):
 
 
 class Pending:
-    """A data prediction that costs nothing until somebody looks at it, as pipelines hardly ever do.
+    """A data prediction that costs nothing until somebody takes it, as pipelines hardly ever do.
 
     Parameters
     ----------
-    query, raw : Tensor (B, ...)
-        State, and network output there; they must not be changed meanwhile.
-    weights : (c_x, c_out)
-        The prediction is c_x·query + c_out·raw.
-    dtype : of the result
+    dtype : torch.dtype
+        Of the result.
+    register : Tensor (B, ...), optional
+        The prediction itself, kept by the run under the number `value`, which leaves `private` when somebody takes it.
+    parts : (query, raw, (c_x, c_out)), optional
+        Else it is c_x·query + c_out·raw, of tensors (B, ...) that others may hold.
     """
 
-    def __init__(self, query: Tensor, raw: Tensor, weights: tuple[float, float], dtype: torch.dtype) -> None:
-        self._parts: tuple[Tensor, Tensor, tuple[float, float]] | None = (query, raw, weights)
-        self._dtype = dtype
-        self._value: Tensor | None = None
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        *,
+        register: Tensor | None = None,
+        value: int | None = None,
+        private: set[int] | None = None,
+        parts: tuple[Tensor, Tensor, tuple[float, float]] | None = None,
+    ) -> None:
+        self._dtype, self._register, self._parts = dtype, register, parts
+        self._value, self._private = value, private
+        self._changes = None if parts is None else (changes_of(parts[0]), changes_of(parts[1]))
 
     def __call__(self) -> Tensor:
-        """The prediction, the same tensor every time."""
-        if self._value is None:
-            assert self._parts is not None
+        """The prediction, the same tensor every time.
+
+        Raises
+        ------
+        RuntimeError
+            The state or the network's output was changed in place since the step.
+        """
+        if self._parts is not None:
             query, raw, weights = self._parts
-            self._value = affine(query, raw, *weights).to(self._dtype)
-            self._parts = None
-        return self._value
+            if (changes_of(query), changes_of(raw)) != self._changes:
+                raise RuntimeError(
+                    "the state or the network output of the last step was changed in place, and with it the data "
+                    "prediction is lost; read pred_original_sample before, or call step with return_dict=True"
+                )
+            self._register, self._parts = affine(query, raw, *weights), None
+        assert self._register is not None
+        if self._private is not None and self._value is not None:
+            self._private.discard(self._value)
+        self._register, self._private = self._register.to(self._dtype), None
+        return self._register
 
 
 Prediction = Tensor | Pending | None
@@ -65,12 +87,8 @@ def resolved(prediction: Prediction) -> Tensor | None:
     return prediction() if isinstance(prediction, Pending) else prediction
 
 
-class StepPair(tuple[Tensor, Tensor | None]):
+class StepPair(tuple[Any, ...]):
     """(prev_sample, pred_original_sample), of which the second is computed when somebody takes it."""
-
-    def __new__(cls, previous: Tensor, prediction: Prediction) -> StepPair:
-        """Pair a state with a prediction that may be pending."""
-        return super().__new__(cls, (previous, prediction))  # type: ignore[type-var]
 
     def __getitem__(self, place: Any) -> Any:
         return super().__getitem__(0) if place == 0 else tuple(self)[place]
@@ -78,3 +96,25 @@ class StepPair(tuple[Tensor, Tensor | None]):
     def __iter__(self) -> Iterator[Any]:
         for prediction in super().__iter__():
             yield resolved(prediction)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)
+
+    def __add__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self) + tuple(other)
+
+    def __radd__(self, other: tuple[Any, ...]) -> tuple[Any, ...]:
+        return other + tuple(self)
+
+    def __mul__(self, times: Any) -> tuple[Any, ...]:
+        return tuple(self) * int(times)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def changes_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None where it does not tell, 0 while a compiler traces the loop."""
+    if torch.compiler.is_compiling():
+        return 0
+    return None if tensor.is_inference() else tensor._version

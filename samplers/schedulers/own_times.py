@@ -48,7 +48,7 @@ class SampleRuns:
 
     def __init__(self, compiled: Compiled, seed: int | None, offset: int) -> None:
         self._compiled = compiled
-        self._noise, self._offset = StepNoise(seed, offset), offset
+        self._noise, self._offset = StepNoise(seed, offset, compiled.plan(0)), offset
         self._places: list[_Place | None] = []
 
     @property
@@ -116,8 +116,6 @@ class SampleRuns:
 
     def _noise_of(self, b: int, plan: Plan, batch: int, generator: Generators) -> StepNoise:
         """The noise that sample `b` has in a batch at one time."""
-        if not plan.table.stochastic:
-            return StepNoise(0, 0)
-        seeds: Sequence[int] = self._noise.settled(generator, batch)
+        seeds: Sequence[int] = self._noise.settled(generator, batch) if plan.draws else [0]
         seed, first = (seeds[0], self._offset + b) if len(seeds) == 1 else (seeds[b], 0)
-        return StepNoise(seed, first, plan.draws)
+        return StepNoise(seed, first, plan)

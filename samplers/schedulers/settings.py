@@ -124,7 +124,7 @@ def with_content(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not isinstance(given, Mapping) or not isinstance(given.get("table"), str):
         return given if not isinstance(given, Mapping) else dict(given)
     table = Table.load(given["table"])
-    return dict(given) if table.has_arrays else {**given, "table": table.content()}
+    return {**given, "table": table.content()} if table.fits_json else dict(given)
 
 
 def _table(given: Mapping[str, Any]) -> Table | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-from ..combine import Combiner, affine
+from ..anchors import anchor_values
+from ..combine import Combiner, affine, check_table_fits
 from ..keyed_noise import run_keys, run_normals, seed_of
 from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
 from .memory import Memory
-from .output import Pending, Prediction
+from .output import Pending, Prediction, changes_of
 from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -29,12 +31,13 @@ class StepNoise:
         Used unless the pipeline passes generators; None draws one from torch's default generator.
     offset : int
         Global index of the first sample of the batch.
-    draws : (row, slot) of each draw
+    plan : Plan
+        Whose draws they are.
     """
 
-    def __init__(self, seed: int | None, offset: int, draws: Sequence[tuple[int, int]] = ()) -> None:
-        self.seed, self.offset, self._draws = seed, offset, draws
-        self._places = {draw: place for place, draw in enumerate(draws)}
+    def __init__(self, seed: int | None, offset: int, plan: Plan) -> None:
+        self.seed, self.offset, self._plan = seed, offset, plan
+        self._places = {draw: place for place, draw in enumerate(plan.draws)}
         self._seeds: list[int] | None = None
         self._keys: Tensor | None = None
 
@@ -55,8 +58,9 @@ class StepNoise:
         batch = len(like)
         if self._keys is None or self._keys.shape[1] != batch:
             seeds = self.settled(generator, batch)
-            samples = [0] * batch if len(seeds) > 1 else range(self.offset, self.offset + batch)
-            self._keys = run_keys(seeds, samples, self._draws, like.device)
+            samples = torch.arange(self.offset, self.offset + batch, device=like.device)
+            alone = len(seeds) > 1
+            self._keys = run_keys(seeds, samples * 0 if alone else samples, self._plan.draws_on(like.device))
         return self._keys
 
     def settled(self, generator: Generators, batch: int) -> list[int]:
@@ -105,6 +109,9 @@ class Stepper:
         self._version: int | None = None
         self._combine: Combiner | None = None
         self._memory: Memory | None = None
+        self._private: set[int] = set()  # registers that only this run has ever held
+        self._readers: dict[int, ref[Pending]] = {}  # of registers that a prediction may yet be made from
+        self._adopted = True  # whether the query's memory is the pipeline's own
         self._fused = fused
 
     @property
@@ -120,13 +127,14 @@ class Stepper:
     def lead(self, sample: Tensor) -> Tensor:
         """The state of the first call from the initial one, where the table's first rows make no call."""
         values = self._initial(sample, torch.promote_types(sample.dtype, torch.float32))
-        _update(self.plan.lead, values, Combiner(sample.device))
+        _update(self.plan.lead, values, Combiner(sample.device, self.plan.table.basis))
         return values[self.next_query].to(sample.dtype)
 
     def _initial(self, sample: Tensor, wide: torch.dtype) -> dict[int, Tensor]:
-        """Value 0 is the start; the only anchor that tables of a plan can have is a constant 1."""
-        ones = {1: torch.ones_like(sample, dtype=wide)} if self.plan.table.anchors else {}
-        return {0: sample.to(wide), **ones}
+        """Value 0 is the start; the anchors that tables of a plan can have are constants."""
+        check_table_fits(self.plan.table, sample.shape[1:])
+        start = sample.to(wide)
+        return {0: start, **anchor_values(self.plan.table, start)}
 
     def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Prediction]:
         """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
@@ -144,15 +152,20 @@ class Stepper:
     def begin(self, output: Tensor, sample: Tensor) -> Call:
         """Take over what the pipeline made of the state; returns the call that is due."""
         call = self.plan.calls[self._position]
+        self._adopted = False
         if self._combine is None:
             self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
+        if self._adopted and call.query not in call.frees:  # the pipeline may write its next state over this one
+            self.values[call.query] = self.values[call.query].clone()
         return call
 
     def end(self, call: Call, state: Tensor, data: Prediction) -> tuple[Tensor, Prediction]:
         """Go on to the next call, with `state` in the pipeline's hands."""
         self._rounded = state is not self.values[call.returns]
+        if not self._rounded:
+            self._private.discard(call.returns)
         if self._rounded:
             self._version = changes_of(state)
         self._returned = state
@@ -179,29 +192,54 @@ class Stepper:
             raw = data = rule(affine(query, raw, *call.data))
         values[RAW] = raw
         if call.stored:
-            room = memory.take(query)
-            stored = affine(query, raw, *call.convert, out=room)
-            # a compiled network may write its next output over this one
-            if stored is output:
-                stored = output.clone() if room is None else room.copy_(output)
-            values[call.output] = stored
-        if rule is None:
-            if call.data is None:
-                data = values[call.output]
-            elif call.data:
-                data = Pending(query, raw, call.data, output.dtype)
+            self._store(call, query, raw, output)
+        if rule is None and call.data != ():
+            data = self._prediction(call, query, raw, output)
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
             values[target] = combine(terms, values, memory.take(query))
+        self._private.update(*((draw.value for draw in call.draws), (update.target for update in call.updates)))
         del values[RAW]
         for value in call.frees:
             self._free(value)
         return data
 
+    def _store(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> None:
+        """Keep the output value of a call."""
+        assert self._memory is not None
+        room = self._memory.take(query)
+        stored = affine(query, raw, *call.convert, out=room)
+        if stored is output:  # a compiled network may write its next output over this one
+            stored = output.clone() if room is None else room.copy_(output)
+        self.values[call.output] = stored
+        if stored is not raw:
+            self._private.add(call.output)
+
+    def _prediction(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> Prediction:
+        """The data prediction, or how it will be computed where nothing can happen to its parts unnoticed."""
+        if call.data is None:
+            register = self.values[call.output]
+            if torch.compiler.is_compiling():
+                return register
+            pending = Pending(output.dtype, register=register, value=call.output, private=self._private)
+            self._readers[call.output] = ref(pending)
+            return pending
+        assert call.data
+        host = query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not host or self._adopted or query.is_inference() or raw.is_inference():
+            return affine(query, raw, *call.data).to(output.dtype)
+        pending = Pending(output.dtype, parts=(query, raw, call.data))
+        self._readers[call.query] = ref(pending)
+        return pending
+
     def _free(self, value: int) -> None:
-        tensor = self.values.pop(value, None)
-        if tensor is not None and self._memory is not None:
+        """Let a register go; its memory is written again if nobody else has seen it or may yet."""
+        tensor, reader = self.values.pop(value, None), self._readers.pop(value, None)
+        if value not in self._private:
+            return
+        self._private.remove(value)
+        if tensor is not None and self._memory is not None and (reader is None or reader() is None):
             self._memory.give(tensor)
 
     def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
@@ -223,10 +261,15 @@ class Stepper:
                 "(a network that predicts a variance too gives twice the channels: pass the first half)"
             )
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
-        self._combine = Combiner(sample.device)
+        self._combine = Combiner(sample.device, self.plan.table.basis)
         self.values = self._initial(sample, wide)
+        self._adopted = sample.dtype == wide
         self._memory = Memory(self.values[0])
         _update(self.plan.lead, self.values, self._combine)
+
+    def show(self, values: Iterable[int]) -> None:
+        """Note that others hold these registers from now on."""
+        self._private.difference_update(values)
 
     def _touched(self, sample: Tensor) -> bool:
         """Whether the tensor handed out may have been changed in place; inference tensors do not tell."""
@@ -238,15 +281,10 @@ class Stepper:
         handed = state if self._returned is None else state.to(self._returned.dtype).to(sample.dtype)
         if handed is state or sample.shape != state.shape:
             self.values[query] = sample.to(wide)
+            self._adopted = sample.dtype == wide
+            self._private.discard(query)
         else:
             self.values[query] = state + (sample.to(wide) - handed.to(wide))
-
-
-def changes_of(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; None where it does not tell, 0 while a compiler traces the loop."""
-    if torch.compiler.is_compiling():
-        return 0
-    return None if tensor.is_inference() else tensor._version
 
 
 class LiveRegisters(list[Tensor | None]):
@@ -259,6 +297,7 @@ class LiveRegisters(list[Tensor | None]):
         self._stepper = stepper
         self._keys = [key for key in stepper.values if key != stepper.next_query]
         super().__init__(stepper.values[key] for key in self._keys)
+        stepper.show(self._keys)
 
     def __setitem__(self, place: Any, value: Any) -> None:
         super().__setitem__(place, value)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .arguments import refuse_arguments
 from .compiled import Compiled
-from .output import PathlineSchedulerOutput, Prediction, StepPair, resolved
+from .output import PathlineSchedulerOutput, Prediction, StepPair, changes_of, resolved
 from .own_times import SampleRuns, is_uniform
-from .stepper import Generators, LiveRegisters, StepNoise, Stepper, changes_of
+from .stepper import Generators, LiveRegisters, StepNoise, Stepper
 from .token_times import TokenRun
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ class Stepping:
         """
         self._begin_index = int(begin_index)
         if self._compiled is not None:
-            self._compiled.plan(self._begin_index)  # compiled here, outside the loop
+            self._prepare(self._compiled, self._begin_index)
+
+    def _prepare(self, compiled: Compiled, index: int) -> None:
+        """Compile the plan of a run and copy what it needs to the device, outside the loop."""
+        compiled.plan(index).draws_on(self.timesteps.device)
 
     @property
     def model_outputs(self) -> list[Tensor | None]:
@@ -103,7 +107,7 @@ class Stepping:
                 "pass them through scale_model_input, and this one does not; leave afs out"
             )
         self._step_index = index
-        noise = StepNoise(self._seed, self._offset, plan.draws)
+        noise = StepNoise(self._seed, self._offset, plan)
         self._stepper = Stepper(plan, index, noise, compiled.fused(index))
         return self._stepper
 
@@ -130,7 +134,7 @@ class Stepping:
         plan = self._compiled.plan(0)
         if not plan.lead:
             return sample
-        led = Stepper(plan, 0, StepNoise(0, 0)).lead(sample)
+        led = Stepper(plan, 0, StepNoise(0, 0, plan)).lead(sample)
         self._led = (sample, led)
         return led
 
@@ -179,7 +183,7 @@ class Stepping:
             return PathlineSchedulerOutput(previous, self.pred_original_sample)
         if torch.compiler.is_compiling():
             return previous, self.pred_original_sample
-        return StepPair(previous, self._prediction)
+        return StepPair((previous, self._prediction))
 
     def _advance(
         self, output: Tensor, timestep: Any, sample: Tensor, generator: Generators, token_times: Tensor | None

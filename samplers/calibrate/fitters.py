@@ -1,0 +1,174 @@
+"""The fits that a calibration can try, by name; a new one is a function here and a line in `FITTERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from ..nodes import Nodes
+from ..sampling import plan
+from ..table import Table
+from .ays import align_steps
+from .bns import bespoke_solver
+from .compensation import search_ratios
+from .decision_search import search_steps
+from .decisions import DecisionSpace
+from .gradient import train_rows
+from .integration import fit_integration
+from .ld3 import learn_levels
+from .learned import learn_rows, start_prediction
+from .level_search import gits
+from .row_fits import Reference
+from .trajectories import Problem
+
+_RATIO_SAMPLES = 10  # as published
+_GROUPS = (1, 3)
+_HELD = 0.25  # of the trajectories decide within a fit
+
+
+@dataclass(frozen=True, eq=False)
+class FitTask:
+    """What a fit is given.
+
+    Attributes
+    ----------
+    problem : Problem
+        Of the samples to fit to. What judging the fit costs is reserved.
+    x_init : Tensor (B, ...)
+        Their starts.
+    nfe : int
+        Network calls of the table that is sought, at most.
+    levels : Nodes
+        Those of the best untuned method with `nfe` steps.
+    on : str
+        Name of that method.
+    reference : callable
+        Converged trajectories of `x_init` at many levels; paid for by the first fit that asks.
+    arrays : bool
+        Whether the table may hold arrays.
+    analytic : bool
+        Whether its first call may come after an analytic first step.
+    condition_means : bool
+        Whether it may need an anchor at run time, the mean of each sample's condition.
+    chunk : int, optional
+        Largest batch given to the network.
+    """
+
+    problem: Problem
+    x_init: Tensor
+    nfe: int
+    levels: Nodes
+    on: str
+    reference: Callable[[], Reference]
+    arrays: bool = True
+    analytic: bool = True
+    condition_means: bool = False
+    chunk: int | None = None
+
+
+Fit = Callable[[], Table]
+Fitter = Callable[[FitTask], Iterator[tuple[str, Fit]]]
+"""The fits of one kind, each with the name of its candidate; they raise ValueError where they are not possible."""
+
+
+def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    image = task.x_init.ndim == 4 and min(task.x_init.shape[-2:]) > 1
+    groups = _GROUPS if task.arrays and image else (1,)
+
+    def rows(afs: str, mean: Callable[[], Tensor | None]) -> Table:
+        reference = replace(task.reference(), problem=task.problem)
+        options = {"order": 2, "afs": task.analytic and afs}
+        return learn_rows(
+            task.problem, task.x_init, task.nfe, options=options, mean=mean(), holdout=_HELD, groups=groups,
+            reference=reference, chunk=task.chunk,
+        ).table  # fmt: skip
+
+    def mean() -> Tensor:
+        found = start_prediction(task.problem, task.x_init, task.chunk)
+        return found if task.condition_means else found.mean(0, keepdim=True)
+
+    yield "learned rows", partial(rows, "unit", lambda: None)
+    each = task.condition_means and not task.problem.one_condition(len(task.x_init))
+    if task.arrays or each:
+        of = "each condition" if each else "the data"
+        yield f"learned rows with the mean of {of}", partial(rows, "gaussian", mean)
+
+
+def _integration(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit() -> Table:
+        features = "differences+noise"
+        return fit_integration(task.problem, task.levels, task.x_init, features=features, chunk=task.chunk).table
+
+    yield f"IIA on the levels of {task.on}", fit
+
+
+def _compensation(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit() -> Table:
+        some = task.x_init[:_RATIO_SAMPLES]
+        part = task.problem.part(slice(0, len(some)), len(task.x_init))
+        return search_ratios(part, task.levels, some, base_options={"order": 2}, chunk=task.chunk).table
+
+    yield f"DC UniPC-2 on the levels of {task.on}", fit
+
+
+def _gits(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit(order: int) -> Table:
+        found = gits(task.problem, task.x_init, task.nfe, chunk=task.chunk)
+        return plan(None, "ipndm", grid=found.nodes, order=order)
+
+    for order in (2, 3):
+        yield f"ipndm-{order} on GITS levels", partial(fit, order)
+
+
+def _trained(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit() -> Table:
+        options = {"order": 2, "afs": task.analytic}
+        reference = replace(task.reference(), problem=task.problem)
+        return train_rows(
+            task.problem, task.x_init, task.nfe, options=options, holdout=_HELD, chunk=task.chunk, reference=reference
+        ).table
+
+    yield "trained rows", fit
+
+
+def _ld3(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    yield "UniPC-3 on LD3 levels", lambda: learn_levels(task.problem, task.x_init, task.nfe, chunk=task.chunk).table
+
+
+def _bespoke(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    yield "bespoke solver", lambda: bespoke_solver(task.problem, task.x_init, task.nfe, chunk=task.chunk).table
+
+
+def _aligned(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    for method, order in (("dpm++", 2), ("ipndm", 2)):
+        options = {"order": order}
+        fit = partial(align_steps, task.problem, task.x_init, task.nfe, method=method, options=options)
+        yield f"{method}-{order} on AYS levels", lambda fit=fit: fit(chunk=task.chunk).table  # type: ignore[misc]
+
+
+def _searched(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit() -> Table:
+        afs = (False, "unit") if task.analytic else (False,)
+        space = DecisionSpace(task.problem.path, task.nfe, afs=afs)
+        return search_steps(task.problem, task.x_init, task.nfe, space=space, chunk=task.chunk).table
+
+    yield "S3 search", fit
+
+
+FITTERS: dict[str, Fitter] = {
+    "learned": _learned,
+    "iia": _integration,
+    "dc": _compensation,
+    "gits": _gits,
+    "trained": _trained,
+    "ld3": _ld3,
+    "bns": _bespoke,
+    "ays": _aligned,
+    "s3": _searched,
+}
+"""By the names that `choose` and `pathline calibrate --method` take."""
+AUTO = ("learned", "iia", "dc", "gits")
+"""What "auto" tries, in this order: fits that need no gradient and pay for themselves within small budgets."""
