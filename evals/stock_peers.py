@@ -23,7 +23,7 @@ from .settings import parse_integers
 _BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 _SPACINGS = ("linspace", "leading", "trailing")
 _LEVELS: tuple[dict[str, bool], ...] = ({}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True})
-_MULTISTEP = (
+_MULTISTEP: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("DPMSolverMultistepScheduler", {"solver_order": order}) for order in (2, 3)),
     *(("UniPCMultistepScheduler", {"solver_order": order}) for order in (2, 3)),
     *(("DEISMultistepScheduler", {"solver_order": order}) for order in (2, 3)),
@@ -31,7 +31,10 @@ _MULTISTEP = (
     ("EulerDiscreteScheduler", {}),
     ("HeunDiscreteScheduler", {}),
 )
-_OTHERS = (("DDIMScheduler", {"clip_sample": False}), ("PNDMScheduler", {"skip_prk_steps": True}))
+_OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("DDIMScheduler", {"clip_sample": False}),
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+)
 
 
 class Stock(NamedTuple):

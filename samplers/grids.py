@@ -217,7 +217,8 @@ def logsnr(path: GaussianPath, levels: int, cleanest: float | None = None) -> Ar
     """
     low, high = path.lambda_min, path.lambda_max
     if cleanest is not None:
-        if not 0.0 < cleanest < (most := math.exp(-low)):
+        most = math.exp(-low)
+        if not 0.0 < cleanest < most:
             raise ValueError(f"cleanest={cleanest!r} is not possible; it must lie between 0 and {most:g}")
         high = min(high, -math.log(cleanest))
     return times_at(path, np.linspace(low, high, levels))

@@ -161,7 +161,7 @@ def plan(
     ValueError
         Contradictory sizes, an unknown name, or an nfe below what one step of the method costs.
     """
-    if is_table(method):
+    if method is not None and is_table(method):
         given = {"nfe": nfe, "steps": steps, "grid": grid, "grid_options": grid_options, **options}
         if extra := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"a table has its own levels and coefficients; leave out {', '.join(extra)}")
