@@ -11,6 +11,7 @@ import torch
 from pathline.evals.defaults import candidates, main, open_bed
 from pathline.evals.mixture_bed import ddpm_path, mixture_source, save_mixture
 from pathline.evals.peers import Bench, Setting, settings_of
+from pathline.evals.stock_peers import Stock, best_stock, stock_error
 from pathline.interpolants import GaussianMixture, LinearPath
 from pathline.samplers import Nodes, make_nodes, plan, run
 
@@ -99,3 +100,20 @@ def test_settings_with_an_analytic_step_have_one_step_more() -> None:
     assert [(t.evaluations, len(t.nodes["signal"])) for t in tables] == [(5, 7), (5, 6)]
     with pytest.raises(ValueError, match="below what one step"):
         bench.table(Setting("runge-kutta", "logsnr"), 0)
+
+
+@pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")  # diffusers with numpy 2
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_stock_scheduler_is_measured_like_our_table_of_it(mixture_file: Path) -> None:
+    bench = Bench(mixture_source(mixture_file), samples=6)
+    stock = Stock("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"})
+    assert stock_error(bench, stock, 5) == pytest.approx(bench.error(Setting("ddim", "trailing"), 5), rel=1e-3)
+    assert bench.problem.calls > 0
+    heun = Stock("HeunDiscreteScheduler", {"timestep_spacing": "trailing"})
+    before = bench.problem.calls
+    stock_error(bench, heun, 6, samples=2)
+    assert bench.problem.calls - before == 2 * 5  # 3 steps; a fourth would be the seventh call
+    found = best_stock(bench, 5, screen=2, keep=2)
+    assert found[0].error <= found[1].error
+    with pytest.raises(ValueError, match="DDPM's schedule"):
+        stock_error(Bench(mixture_source(mixture_file, "linear"), samples=2), stock, 6)

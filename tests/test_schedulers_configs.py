@@ -282,3 +282,10 @@ def test_saved_pipeline_opens_in_a_fresh_process(tmp_path: Path) -> None:
     name, total = done.stdout.strip().splitlines()[-2:]
     assert name == "UniPCScheduler {'options': {'order': 2}}"
     assert float(total) == pytest.approx(float(images.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "DDIMInverseScheduler", "FlowMatchLCMScheduler"])
+def test_classes_whose_rule_is_not_taken_over_say_so(name: str) -> None:
+    stock = getattr(diffusers, name)()
+    with pytest.warns(UserWarning, match=rf"{name}( or \w+)? has no equal here"):
+        PathlineScheduler.from_config(stock.config)

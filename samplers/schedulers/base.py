@@ -227,7 +227,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         Raises
         ------
         ValueError
-            Contradictory lengths, levels out of range or order, or a method that cannot run on them.
+            Lists of different lengths, levels out of range or order, or a method that cannot run on them.
         """
         if kwargs:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -33,10 +33,27 @@ _STOCK = (
     "UniPCMultistepScheduler",
 )
 
+_NO_EQUAL = (
+    "DDIMInverseScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeliosDMDScheduler",
+    "HeliosScheduler",
+    "LCMScheduler",
+    "PiflowScheduler",
+    "RePaintScheduler",
+    "TCDScheduler",
+)
+
 
 def stock_classes() -> list[type]:
     """Stock schedulers whose configs can be taken over; those this version of diffusers lacks are left out."""
-    found = [getattr(diffusers, name, None) for name in (*_STOCK, *_STOCK_FLOW)]
+    return _classes((*_STOCK, *_STOCK_FLOW))
+
+
+def _classes(names: Sequence[str]) -> list[type]:
+    found = [getattr(diffusers, name, None) for name in names]
     return [cls for cls in found if inspect.isclass(cls)]
 
 
@@ -55,6 +72,8 @@ def complete_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     """
     full = {key: value for key, value in config.items() if key != "_use_default_values"}
     if "pathline" not in full:
+        if other := _without_equal(full):
+            warnings.warn(f"{other} has no equal here: its levels are taken over, its own rule is not", stacklevel=3)
         source = _source_of(full)
         if source is not None:
             defaults = _defaults(source)
@@ -128,6 +147,14 @@ def _source_of(config: Mapping[str, Any]) -> type | None:
     keys = [key for key in config if not key.startswith("_")]
     fits = [cls for cls in stock_classes() if set(keys[: len(_defaults(cls))]) == set(_defaults(cls))]
     return max(fits, key=lambda cls: len(_defaults(cls)), default=None)
+
+
+def _without_equal(config: Mapping[str, Any]) -> str:
+    """The name of a class whose rule is not taken over, or ""; in memory those that have just these arguments."""
+    if "_class_name" in config:
+        return str(config["_class_name"]) if config["_class_name"] in _NO_EQUAL else ""
+    keys = {key for key in config if not key.startswith("_")}
+    return " or ".join(cls.__name__ for cls in _classes(_NO_EQUAL) if keys == set(_defaults(cls)))
 
 
 def _defaults(cls: type) -> dict[str, Any]:
