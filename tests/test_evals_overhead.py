@@ -62,7 +62,7 @@ def test_the_floor_counts_every_state_of_a_row_once() -> None:
         return overhead.states_touched(scheduler)
 
     epsilon = {"prediction_type": "epsilon"}
-    assert touched("ddim", epsilon) == 4  # output, query -> data, next
-    assert touched("dpm++", epsilon, order=2) == 5  # and the last data
-    assert touched("ipndm", epsilon) == 8  # and three noises, one of them new, beside the data
-    assert touched("euler", {}) == 4
+    assert touched("ddim", epsilon) == touched("euler", {}) == 3  # output, query -> next
+    assert touched("dpm++", epsilon, order=2) == 5  # and the last data, the new data
+    assert touched("deis", epsilon, order=3) == 6  # and two noises, the new one
+    assert touched("ipndm", epsilon) == 7  # and three noises, the new one
