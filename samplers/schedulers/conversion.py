@@ -154,6 +154,8 @@ def _without_equal(config: Mapping[str, Any]) -> str:
     if "_class_name" in config:
         return str(config["_class_name"]) if config["_class_name"] in _NO_EQUAL else ""
     keys = {key for key in config if not key.startswith("_")}
+    if any(keys == set(_defaults(cls)) for cls in stock_classes()):
+        return ""
     return " or ".join(cls.__name__ for cls in _classes(_NO_EQUAL) if keys == set(_defaults(cls)))
 
 
