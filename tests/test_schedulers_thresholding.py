@@ -139,6 +139,7 @@ def stock_with_keys() -> list[type]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.* has no equal here")
 @pytest.mark.parametrize("cls", stock_with_keys(), ids=lambda cls: cls.__name__)
 def test_configs_carry_the_keys_both_ways(cls: Any, tmp_path: Path) -> None:
     known = inspect.signature(cls.__init__).parameters
