@@ -130,6 +130,22 @@ def test_one_buffer_for_all_states(method: str, family: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["heun", "dpm2", "plms", "res", "runge-kutta"])
+def test_one_buffer_for_all_states_after_an_analytic_first_step(method: str) -> None:
+    """The initial latents are read again after the first call, when the buffer holds another state."""
+    one, other = (make("betas", method=method, options={"afs": True}) for _ in range(2))
+    with torch.no_grad():
+        x = start()[:, :, :4, :4]
+        buffer = x.clone()
+        for scheduler in (one, other):
+            scheduler.set_timesteps(5)
+        for t in one.timesteps:
+            x = one.step(network(one.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+            output = network(other.scale_model_input(buffer, t), t)
+            buffer.copy_(other.step(output, t, buffer, return_dict=False)[0])
+            torch.testing.assert_close(buffer, x, rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_not_taken() -> None:
     like = start()
     with torch.no_grad():

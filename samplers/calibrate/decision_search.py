@@ -29,7 +29,7 @@ from .decisions import GRIDS, Decisions, DecisionSpace
 from .objectives import EndPointError, GaussianError, Objective, TrajectoryError
 from .row_fits import Reference, make_reference, trajectory_calls
 from .search_state import Memory
-from .trajectories import Problem
+from .trajectories import Problem, split
 
 ERRORS = ("end point", "trajectory")
 _PARENTS = 15
@@ -144,9 +144,7 @@ def search_steps(
         Before the first call, when the budget does not pay for references, one measurement and one judgement.
     """
     check_start(x_init)
-    held = holdout if isinstance(holdout, int) else round(holdout * len(x_init))
-    if not 1 <= held < len(x_init):
-        raise ValueError(f"holdout={holdout!r} of {len(x_init)} samples is not possible; both parts need at least one")
+    _, held = split(len(x_init), holdout)
     if stages < 0 or evaluations < 4:
         raise ValueError(f"stages={stages!r}, evaluations={evaluations!r} are not possible; at least 0 and 4")
     if isinstance(objective, str) and objective not in ERRORS:

@@ -28,7 +28,7 @@ from .descent import LOSSES, Learner, Schedule
 from .extractor import KEY, Extractor
 from .row_fits import Reference, make_reference, mean_error, trajectory_calls
 from .student import Student, walk
-from .trajectories import Problem
+from .trajectories import Problem, split
 
 GRIDS = ("karras", "logsnr", "time")
 """Grids of which the best on the hold-out is the base."""
@@ -321,20 +321,6 @@ def _cut(whole: Reference, problem: Problem, rows: slice, chunk: int | None) -> 
         states=whole.states[:, rows],
         chunk=chunk,
     )
-
-
-def split(batch: int, holdout: float | int) -> tuple[int, int]:
-    """Numbers of trajectories to fit to and to judge with.
-
-    Raises
-    ------
-    ValueError
-        One of them is none.
-    """
-    held = holdout if isinstance(holdout, int) else round(holdout * batch)
-    if not 1 <= held < batch:
-        raise ValueError(f"holdout={holdout!r} of {batch} trajectories is not possible; both parts need at least one")
-    return batch - held, held
 
 
 def _check(task: Task, nfe: int, reference: Reference | None, x_init: Tensor) -> None:

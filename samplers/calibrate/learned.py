@@ -25,7 +25,7 @@ from ..table import Coefficient, Table
 from ..transforms import DATA_MEAN, with_anchor
 from .bases import in_basis, variance_groups
 from .row_fits import Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
-from .trajectories import Problem
+from .trajectories import Problem, split
 from .triangular import Triangular, triangular
 
 GRIDS = ("karras", "logsnr", "time")
@@ -164,7 +164,7 @@ def learn_rows(
         Before the first call, when the budget does not pay for the references and one fit.
     """
     check_start(x_init)
-    train = len(x_init) - _held(len(x_init), holdout)
+    train, _ = split(len(x_init), holdout)
     _check(nfe, groups, rounds, x_init, problem, reference)
     given = {"order": 2} if method == "ipndm" and options is None else dict(options or {})
     given = given if mean is None or "afs" in given else {**given, "afs": "gaussian"}
@@ -201,13 +201,6 @@ def learn_rows(
         return Learned(start, base_error, base_error, train_error, calls, ridge, tuple(task.notes))
     record = {"learned": {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}}
     return Learned(rows.to_table(record), error, base_error, train_error, calls, ridge, tuple(task.notes))
-
-
-def _held(batch: int, holdout: float | int) -> int:
-    held = holdout if isinstance(holdout, int) else round(holdout * batch)
-    if not 1 <= held < batch:
-        raise ValueError(f"holdout={holdout!r} of {batch} trajectories is not possible; both parts need at least one")
-    return held
 
 
 def _check(

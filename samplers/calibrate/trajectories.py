@@ -358,3 +358,17 @@ def prepare(
     fitted, kept = slice(0, batch - hold_out), slice(batch - hold_out, batch)
     fit, check = (Trajectories(problem.part(r, batch), x_init[r], references[:, r]) for r in (fitted, kept))
     return fit, check if hold_out else None
+
+
+def split(batch: int, holdout: float | int) -> tuple[int, int]:
+    """Numbers of trajectories to fit to and to judge with.
+
+    Raises
+    ------
+    ValueError
+        One of them is none.
+    """
+    held = holdout if isinstance(holdout, int) else round(holdout * batch)
+    if not 1 <= held < batch:
+        raise ValueError(f"holdout={holdout!r} of {batch} trajectories is not possible; both parts need at least one")
+    return batch - held, held

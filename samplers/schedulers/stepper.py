@@ -157,8 +157,9 @@ class Stepper:
             self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
-        if self._adopted and call.query not in call.frees:  # the pipeline may write its next state over this one
-            self.values[call.query] = self.values[call.query].clone()
+        if self._adopted:  # the pipeline may write its next state over this one
+            kept = [value for value, tensor in self.values.items() if tensor is sample and value not in call.frees]
+            self.values.update((value, sample.clone()) for value in kept)
         return call
 
     def end(self, call: Call, state: Tensor, data: Prediction) -> tuple[Tensor, Prediction]:
