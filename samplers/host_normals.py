@@ -25,7 +25,14 @@ MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 _PIECE = 1 << 14  # pairs
 _SHAPES = 8  # of pieces, whose arrays a thread keeps
 _ROUNDS = tuple((np.uint64(by), None if factor is None else np.uint64(factor)) for by, factor in MIX)
-_held = threading.local()
+
+
+class _Held(threading.local):
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, int, type[np.floating[Any]]], _Scratch] = {}
+
+
+_held = _Held()
 
 
 def host_keys(seeds: Sequence[int], samples: Tensor, draws: Tensor) -> Tensor:
@@ -53,11 +60,12 @@ def _mix(value: NDArray[np.uint64], spare: NDArray[np.uint64]) -> NDArray[np.uin
     return value
 
 
-def box_muller(keys: Tensor, half: int, dtype: torch.dtype) -> Tensor:
-    """`half` cosines and then as many sines for every key, (B, 2·half)."""
-    batch = len(keys)
-    drawn = torch.empty((batch, 2, half), dtype=dtype, device="cpu")
-    streams, out = keys.numpy().view(np.uint64)[:, None], drawn.numpy()
+def box_muller(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Normals (B, *shape) of every key: half of them cosines, then as many sines, less one where the number is odd."""
+    batch, count = len(keys), math.prod(shape)
+    half = (count + 1) // 2
+    drawn = torch.empty((batch, *shape) if count == 2 * half else (batch, 2 * half), dtype=dtype, device="cpu")
+    streams, out = keys.numpy().view(np.uint64)[:, None], drawn.numpy().reshape(batch, 2, half)
     rows = max(1, _PIECE // max(half, 1))
     for start in range(0, half, _PIECE):
         stop = min(start + _PIECE, half)
@@ -66,7 +74,7 @@ def box_muller(keys: Tensor, half: int, dtype: torch.dtype) -> Tensor:
             piece = streams[row : row + rows]
             scratch = _scratch(len(piece), stop - start, out.dtype.type)
             scratch.fill(piece, counters, out[row : row + rows, :, start:stop])
-    return drawn.view(batch, 2 * half)
+    return drawn if count == 2 * half else drawn[:, :count].reshape(batch, *shape)
 
 
 class _Scratch:
@@ -101,13 +109,12 @@ class _Scratch:
 
 def _scratch(b: int, n: int, kind: type[np.floating[Any]]) -> _Scratch:
     """The scratch of this thread, for shapes that come again and again."""
-    kept = _held.__dict__
-    key = f"{b} {n} {kind.__name__}"
-    if key not in kept:
+    kept = _held.kept
+    found = kept.get((b, n, kind))
+    if found is None:
         if len(kept) >= _SHAPES:
             kept.clear()
-        kept[key] = _Scratch(b, n, kind)
-    found: _Scratch = kept[key]
+        found = kept[b, n, kind] = _Scratch(b, n, kind)
     return found
 
 

@@ -101,20 +101,20 @@ def run_normals(keys: Tensor, like: Tensor) -> Tensor:
 
 def normals(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Standard normals (B, *shape) from keys (B,): one stream for each key."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if keys.device.type == "cpu" and not torch.compiler.is_compiling():
+        drawn = box_muller(keys, shape, wide)
+        return drawn if dtype == wide else drawn.to(dtype)
     count = math.prod(shape)
     half = (count + 1) // 2
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     if torch.compiler.is_compiling():  # one kernel without a concatenation, which torch 2.13 miscompiles on the host
         place = torch.arange(count, device=keys.device)
         first = place < half
         radius, angle = _polar(keys, torch.where(first, place, place - half), wide)
         drawn = radius * torch.where(first, torch.cos(angle), torch.sin(angle))
-    elif keys.device.type == "cpu":
-        drawn = box_muller(keys, half, wide)
     else:
         radius, angle = _polar(keys, torch.arange(half, device=keys.device), wide)
-        drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)
-    drawn = drawn if count == 2 * half else drawn[:, :count]
+        drawn = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :count]
     return drawn.reshape(len(keys), *shape).to(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ from pathline.interpolants import coefficients
 
 from ..anchors import how_to_give, missing_anchors
 from ..border import row_conversions
+from ..combine import Combiner
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
 from .data_range import Rule
 from .passes import inlined, passes, unit_first, without
 
 _SAME = 1e-9  # two coefficients computed from the same levels
+_MODERATE = 1e-3  # registers stay within a factor of this of the values they stand for
 
 
 class Draw(NamedTuple):
@@ -38,10 +41,11 @@ class Call(NamedTuple):
     level : where the network is called
     query, output : values
     stored : whether anything reads the output value; else the updates read RAW
-    convert : (c_x, c_out), output value = c_x·query + c_out·RAW, which is the network's output, or the data prediction
+    convert : (c_x, c_out), register = c_x·query + c_out·RAW, which is the network's output, or the data prediction
         where the plan has a rule
+    scale : output value = scale·register
     data : (c_x, c_out) giving the data prediction from the network output, before a rule of the plan; None where the
-        stored output value is it, () where it is undefined
+        output value is it, () where it is undefined
     draws, updates : executed in order
     frees : values that nothing reads afterwards
     returns : the value handed to the caller: the next call's query, or the result
@@ -52,6 +56,7 @@ class Call(NamedTuple):
     output: int
     stored: bool
     convert: tuple[float, float]
+    scale: float
     data: tuple[float, float] | tuple[()] | None
     draws: tuple[Draw, ...]
     updates: tuple[Update, ...]
@@ -77,6 +82,29 @@ class Plan:
     def draws(self) -> tuple[tuple[int, int], ...]:
         """(row, slot) of all noise, in the order of its use."""
         return tuple((draw.row, draw.slot) for call in self.calls for draw in call.draws)
+
+    def combiner_for(self, state: Tensor) -> Combiner:
+        """What evaluates the updates on states like this one, made once; a compiled loop has one of its own."""
+        if torch.compiler.is_compiling():
+            return Combiner(state.device, self.table.basis)
+        kind = state.device, state.dtype
+        if kind not in self._combiners:
+            self._combiners[kind] = Combiner(state.device, self.table.basis, lasting=state.dtype)
+        return self._combiners[kind]
+
+    @cached_property
+    def _combiners(self) -> dict[tuple[torch.device, torch.dtype], Combiner]:
+        return {}
+
+    @cached_property
+    def scales(self) -> dict[int, float]:
+        """Network outputs that are kept -> output value over register."""
+        return {call.output: call.scale for call in self.calls}
+
+    @cached_property
+    def places(self) -> dict[tuple[int, int], int]:
+        """Numbers of the draws."""
+        return {draw: place for place, draw in enumerate(self.draws)}
 
     def draws_on(self, device: torch.device) -> Tensor:
         """`draws` as an int64 tensor (R, 2) on a device, copied there once."""
@@ -138,12 +166,26 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
         stored = row.output not in frees
         if not stored:
             spared = without(updates, row.output, row.query, convert)
-            stored = passes(spared) > passes(updates) + (convert[0] != 0.0) + (convert[1] != 1.0)
+            stored = passes(spared) > passes(updates) + (convert != (0.0, 1.0))
             updates = updates if stored else spared
             data = convert if data is None and not stored else data
-        updates = tuple(Update(u.target, unit_first(u.terms)) for u in updates)
-        calls.append(Call(row.level, row.query, row.output, stored, convert, data, draws, updates, frees, returns))
-    return Plan(table, _operations(table, 0, places[0])[1], tuple(calls), rule)
+        calls.append(Call(row.level, row.query, row.output, stored, convert, 1.0, data, draws, updates, frees, returns))
+    return Plan(table, _operations(table, 0, places[0])[1], _scaled(calls), rule)
+
+
+def _scaled(calls: Sequence[Call]) -> tuple[Call, ...]:
+    """Outputs kept as query + c·RAW, one operation less than c_x·query + c_out·RAW; the readers make it good."""
+    visible = {value for call in calls for value in (call.query, call.returns)}
+    scales, kept = dict[int, float](), list[Call]()
+    for call in calls:
+        c_x, c_out = call.convert
+        if call.stored and _MODERATE < abs(c_x) < 1 / _MODERATE and call.output not in visible:
+            scales[call.output] = c_x
+            call = call._replace(convert=(1.0, c_out / c_x), scale=c_x)
+        terms = (tuple((v, c * scales.get(v, 1.0)) for v, c in u.terms) for u in call.updates)
+        updates = (Update(u.target, unit_first(t)) for u, t in zip(call.updates, terms, strict=True))
+        kept.append(call._replace(updates=tuple(updates)))
+    return tuple(kept)
 
 
 def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], tuple[Update, ...]]:

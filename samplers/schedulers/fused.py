@@ -111,12 +111,13 @@ def _fused(call: Call, drawn: int) -> FusedCall:
     output = 0 if not call.stored else 2 if call.convert[0] else 1
     order += [call.output] * call.stored + [u.target for u in call.updates]
     places = {value: place for place, value in reversed(list(enumerate(order)))}
-    data = 1 if call.data is None else 2 if call.data else 0
+    weights = call.data if call.data is not None or call.scale == 1.0 else tuple(call.scale * c for c in call.convert)
+    data = 1 if weights is None else 2 if weights else 0
     computed = [call.output] * call.stored + [u.target for u in call.updates] + [draw.value for draw in call.draws]
     results = tuple(v for v in computed if v not in call.frees)
     updates = tuple(tuple(places[v] for v, _ in u.terms) for u in call.updates)
     layout = Layout(len(call.draws), output, data, updates, tuple(places[v] for v in results), places[call.returns])
-    numbers = [*(call.convert if output else ()), *((call.data or ()) if data == 2 else ())]
+    numbers = [*(call.convert if output else ()), *(weights or ())]
     numbers += [float(c) for u in call.updates for _, c in u.terms]
     return FusedCall(layout, inputs, results, slice(drawn, drawn + len(call.draws)), tuple(numbers))
 

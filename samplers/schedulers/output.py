@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,53 +31,67 @@ class PathlineSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class Pending:
+class Pending(ABC):
     """A data prediction that costs nothing until somebody takes it, as pipelines hardly ever do.
 
-    Parameters
-    ----------
-    dtype : torch.dtype
-        Of the result.
-    register : Tensor (B, ...), optional
-        The prediction itself, kept by the run under the number `value`, which leaves `private` when somebody takes it.
-    parts : (query, raw, (c_x, c_out)), optional
-        Else it is c_x·query + c_out·raw, of tensors (B, ...) that others may hold.
+    Calling it gives the prediction, the same tensor every time.
     """
 
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        *,
-        register: Tensor | None = None,
-        value: int | None = None,
-        private: set[int] | None = None,
-        parts: tuple[Tensor, Tensor, tuple[float, float]] | None = None,
-    ) -> None:
-        self._dtype, self._register, self._parts = dtype, register, parts
-        self._value, self._private = value, private
-        self._changes = None if parts is None else (changes_of(parts[0]), changes_of(parts[1]))
+    __slots__ = ("__weakref__", "_dtype", "_found")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._found: Tensor | None = None
 
     def __call__(self) -> Tensor:
-        """The prediction, the same tensor every time.
+        """The prediction; errors as in `_compute`."""
+        if self._found is None:
+            self._found = self._compute().to(self._dtype)
+        return self._found
 
-        Raises
-        ------
-        RuntimeError
-            The state or the network's output was changed in place since the step.
-        """
-        if self._parts is not None:
-            query, raw, weights = self._parts
-            if (changes_of(query), changes_of(raw)) != self._changes:
-                raise RuntimeError(
-                    "the state or the network output of the last step was changed in place, and with it the data "
-                    "prediction is lost; read pred_original_sample before, or call step with return_dict=True"
-                )
-            self._register, self._parts = affine(query, raw, *weights), None
-        assert self._register is not None
-        if self._private is not None and self._value is not None:
-            self._private.discard(self._value)
-        self._register, self._private = self._register.to(self._dtype), None
+    @abstractmethod
+    def _compute(self) -> Tensor:
+        """The prediction, in the dtype of the run."""
+
+
+class FromRegister(Pending):
+    """The prediction is `scale` times a register (B, ...) that the run keeps as number `value`.
+
+    The number leaves `private` when the register itself is handed out.
+    """
+
+    __slots__ = ("_private", "_register", "_scale", "_value")
+
+    def __init__(self, dtype: torch.dtype, register: Tensor, scale: float, value: int, private: set[int]) -> None:
+        self._dtype, self._found = dtype, None
+        self._register, self._scale, self._value, self._private = register, scale, value, private
+
+    def _compute(self) -> Tensor:
+        if self._scale != 1.0:
+            return self._scale * self._register
+        self._private.discard(self._value)
         return self._register
+
+
+class FromParts(Pending):
+    """The prediction is c_x·query + c_out·raw, of tensors (B, ...) that others may hold, for weights (c_x, c_out)."""
+
+    __slots__ = ("_changes", "_parts", "_weights")
+
+    def __init__(self, dtype: torch.dtype, query: Tensor, raw: Tensor, weights: tuple[float, float]) -> None:
+        self._dtype, self._found = dtype, None
+        self._parts, self._weights = (query, raw), weights
+        self._changes = changes_of(query), changes_of(raw)
+
+    def _compute(self) -> Tensor:
+        """Raises RuntimeError where the state or the network's output was changed in place since the step."""
+        query, raw = self._parts
+        if (changes_of(query), changes_of(raw)) != self._changes:
+            raise RuntimeError(
+                "the state or the network output of the last step was changed in place, and with it the data "
+                "prediction is lost; read pred_original_sample before, or call step with return_dict=True"
+            )
+        return affine(query, raw, *self._weights)
 
 
 Prediction = Tensor | Pending | None
@@ -91,7 +106,7 @@ class StepPair(tuple[Any, ...]):
     """(prev_sample, pred_original_sample), of which the second is computed when somebody takes it."""
 
     def __getitem__(self, place: Any) -> Any:
-        return super().__getitem__(0) if place == 0 else tuple(self)[place]
+        return tuple.__getitem__(self, 0) if place == 0 else tuple(self)[place]
 
     def __iter__(self) -> Iterator[Any]:
         for prediction in super().__iter__():

@@ -16,7 +16,7 @@ from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
 from .memory import Memory
-from .output import Pending, Prediction, changes_of
+from .output import FromParts, FromRegister, Pending, Prediction, changes_of
 from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -37,13 +37,14 @@ class StepNoise:
 
     def __init__(self, seed: int | None, offset: int, plan: Plan) -> None:
         self.seed, self.offset, self._plan = seed, offset, plan
-        self._places = {draw: place for place, draw in enumerate(plan.draws)}
         self._seeds: list[int] | None = None
         self._keys: Tensor | None = None
+        self._each: Sequence[Tensor] = ()  # the keys of each draw
 
     def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
         """Standard normals shaped as `like`; errors as in `keys`."""
-        return run_normals(self.keys(generator, like)[self._places[row, slot]], like)
+        self.keys(generator, like)
+        return run_normals(self._each[self._plan.places[row, slot]], like)
 
     def keys(self, generator: Generators, like: Tensor) -> Tensor:
         """Keys (draws, B) of all draws, for samples like these; the seeds are settled the first time.
@@ -61,6 +62,7 @@ class StepNoise:
             samples = torch.arange(self.offset, self.offset + batch, device=like.device)
             alone = len(seeds) > 1
             self._keys = run_keys(seeds, samples * 0 if alone else samples, self._plan.draws_on(like.device))
+            self._each = self._keys.unbind()
         return self._keys
 
     def settled(self, generator: Generators, batch: int) -> list[int]:
@@ -98,11 +100,13 @@ class Stepper:
         Registers alive, in float32 or wider.
     index : int
         Number of the next call among the scheduler's timesteps.
+    finished : bool
+        True after the last call.
     """
 
     def __init__(self, plan: Plan, index: int, noise: StepNoise, fused: FusedPlan | None = None) -> None:
         self.plan, self.noise = plan, noise
-        self.index, self._position = index, 0
+        self.index, self._position, self.finished = index, 0, not plan.calls
         self.values: dict[int, Tensor] = {}
         self._returned: Tensor | None = None  # what the pipeline holds; the register itself unless it was rounded
         self._rounded = False
@@ -115,11 +119,6 @@ class Stepper:
         self._fused = fused
 
     @property
-    def finished(self) -> bool:
-        """True after the last call."""
-        return self._position == len(self.plan.calls)
-
-    @property
     def next_query(self) -> int:
         """The value that the network is called at next."""
         return self.plan.calls[self._position].query
@@ -127,14 +126,14 @@ class Stepper:
     def lead(self, sample: Tensor) -> Tensor:
         """The state of the first call from the initial one, where the table's first rows make no call."""
         values = self._initial(sample, torch.promote_types(sample.dtype, torch.float32))
-        _update(self.plan.lead, values, Combiner(sample.device, self.plan.table.basis))
+        _update(self.plan.lead, values, self.plan.combiner_for(values[0]))
         return values[self.next_query].to(sample.dtype)
 
     def _initial(self, sample: Tensor, wide: torch.dtype) -> dict[int, Tensor]:
         """Value 0 is the start; the anchors that tables of a plan can have are constants."""
         check_table_fits(self.plan.table, sample.shape[1:])
         start = sample.to(wide)
-        return {0: start, **anchor_values(self.plan.table, start)}
+        return {0: start, **anchor_values(self.plan.table, start)} if self.plan.table.anchors else {0: start}
 
     def advance(self, output: Tensor, sample: Tensor, generator: Generators = None) -> tuple[Tensor, Prediction]:
         """Take a network output at `sample`; returns the next state to call the network at, and the data prediction.
@@ -165,13 +164,14 @@ class Stepper:
     def end(self, call: Call, state: Tensor, data: Prediction) -> tuple[Tensor, Prediction]:
         """Go on to the next call, with `state` in the pipeline's hands."""
         self._rounded = state is not self.values[call.returns]
-        if not self._rounded:
-            self._private.discard(call.returns)
         if self._rounded:
             self._version = changes_of(state)
+        else:
+            self._private.discard(call.returns)
         self._returned = state
         self._position += 1
         self.index += 1
+        self.finished = self._position == len(self.plan.calls)
         return state, data
 
     def rounded(self, call: Call, data: Prediction, dtype: torch.dtype) -> tuple[Tensor, Prediction]:
@@ -199,17 +199,17 @@ class Stepper:
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
-            values[target] = combine(terms, values, memory.take(query))
-        self._private.update(*((draw.value for draw in call.draws), (update.target for update in call.updates)))
+            values[target] = combine(terms, values, memory.take(query) if memory.useful else None)
         del values[RAW]
-        for value in call.frees:
-            self._free(value)
+        if memory.useful:
+            self._private.update(*((draw.value for draw in call.draws), (update.target for update in call.updates)))
+        self._free(call.frees)
         return data
 
     def _store(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> None:
         """Keep the output value of a call."""
         assert self._memory is not None
-        room = self._memory.take(query)
+        room = self._memory.take(query) if self._memory.useful else None
         stored = affine(query, raw, *call.convert, out=room)
         if stored is output:  # a compiled network may write its next output over this one
             stored = output.clone() if room is None else room.copy_(output)
@@ -222,26 +222,34 @@ class Stepper:
         if call.data is None:
             register = self.values[call.output]
             if torch.compiler.is_compiling():
-                return register
-            pending = Pending(output.dtype, register=register, value=call.output, private=self._private)
-            self._readers[call.output] = ref(pending)
-            return pending
+                return register if call.scale == 1.0 else call.scale * register
+            return self._watched(
+                call.output, FromRegister(output.dtype, register, call.scale, call.output, self._private)
+            )
         assert call.data
         host = query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if not host or self._adopted or query.is_inference() or raw.is_inference():
             return affine(query, raw, *call.data).to(output.dtype)
-        pending = Pending(output.dtype, parts=(query, raw, call.data))
-        self._readers[call.query] = ref(pending)
+        return self._watched(call.query, FromParts(output.dtype, query, raw, call.data))
+
+    def _watched(self, value: int, pending: Pending) -> Pending:
+        """Keep the memory of a register until the prediction made from it is gone."""
+        if self._memory is not None and self._memory.useful:
+            self._readers[value] = ref(pending)
         return pending
 
-    def _free(self, value: int) -> None:
-        """Let a register go; its memory is written again if nobody else has seen it or may yet."""
-        tensor, reader = self.values.pop(value, None), self._readers.pop(value, None)
-        if value not in self._private:
-            return
-        self._private.remove(value)
-        if tensor is not None and self._memory is not None and (reader is None or reader() is None):
-            self._memory.give(tensor)
+    def _free(self, values: Iterable[int]) -> None:
+        """Let registers go; memory that nobody else has seen or may yet is written again."""
+        assert self._memory is not None
+        for value in values:
+            tensor = self.values.pop(value, None)
+            if not self._memory.useful:
+                continue
+            reader = self._readers.pop(value, None)
+            if value in self._private:
+                self._private.remove(value)
+                if tensor is not None and (reader is None or reader() is None):
+                    self._memory.give(tensor)
 
     def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
         fused, values = self._fused, self.values
@@ -249,8 +257,7 @@ class Stepper:
         query = values[call.query]
         keys = self.noise.keys(generator, query) if call.draws else None
         state, data = fused(self._position, values, output, keys)
-        for value in call.frees:
-            self._free(value)
+        self._free(call.frees)
         if state.dtype == query.dtype:
             values[call.returns] = state  # one memory with what is handed out, for edits in place
         return state, data
@@ -262,8 +269,8 @@ class Stepper:
                 "(a network that predicts a variance too gives twice the channels: pass the first half)"
             )
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
-        self._combine = Combiner(sample.device, self.plan.table.basis)
         self.values = self._initial(sample, wide)
+        self._combine = self.plan.combiner_for(self.values[0])
         self._adopted = sample.dtype == wide
         self._memory = Memory(self.values[0])
         _update(self.plan.lead, self.values, self._combine)
@@ -295,14 +302,16 @@ class LiveRegisters(list[Tensor | None]):
     """
 
     def __init__(self, stepper: Stepper) -> None:
+        values, scales = stepper.values, stepper.plan.scales
         self._stepper = stepper
-        self._keys = [key for key in stepper.values if key != stepper.next_query]
-        super().__init__(stepper.values[key] for key in self._keys)
-        stepper.show(self._keys)
+        self._scales = [(key, scales.get(key, 1.0)) for key in values if key != stepper.next_query]
+        super().__init__(values[key] if scale == 1.0 else scale * values[key] for key, scale in self._scales)
+        stepper.show(key for key, scale in self._scales if scale == 1.0)
 
     def __setitem__(self, place: Any, value: Any) -> None:
         super().__setitem__(place, value)
-        self._stepper.values[self._keys[place]] = value
+        key, scale = self._scales[place]
+        self._stepper.values[key] = value if scale == 1.0 else value / scale
 
 
 def _update(updates: Iterable[Update], values: dict[int, Tensor], combine: Combiner) -> None:
