@@ -92,6 +92,25 @@ def test_cutting_frames_in_mid_run_is_followed_by_the_history() -> None:
     torch.testing.assert_close(x, expected)
 
 
+def test_the_history_shows_data_predictions_and_takes_them_back() -> None:
+    """A run keeps past outputs up to a factor; what it shows and is given are the outputs themselves."""
+    ends = []
+    for replaced in (False, True):
+        scheduler = make("betas", method="dpm++")
+        scheduler.set_timesteps(6)
+        x = latents()
+        for k, t in enumerate(scheduler.timesteps):
+            out = scheduler.step(network(x, t), t, x)
+            x = out.prev_sample
+            if k == 2:
+                (shown,) = scheduler.model_outputs
+                torch.testing.assert_close(shown, out.pred_original_sample, rtol=1e-12, atol=1e-12)
+                if replaced:
+                    scheduler.model_outputs[0] = shown.clone()
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["betas", "flow"])
 @pytest.mark.parametrize("method", METHODS)
 def test_particles_resampled_in_mid_run(method: str, family: str) -> None:

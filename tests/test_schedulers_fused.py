@@ -68,7 +68,7 @@ def test_an_output_used_once_is_replaced_by_what_it_is_made_of() -> None:
     assert dict(bare.terms) == {0: 1.0, RAW: 0.5}
 
 
-def test_flow_euler_takes_two_passes_a_step_and_unipc_seven() -> None:
+def test_passes_of_a_step() -> None:
     """The counts that the overhead beside the network comes from, conversion to the data prediction included."""
 
     def of(method: str, family: str) -> list[int]:
@@ -85,7 +85,8 @@ def test_flow_euler_takes_two_passes_a_step_and_unipc_seven() -> None:
         return costs[4:7]
 
     assert of("euler", "flow") == [2, 2, 2]
-    assert of("unipc", "betas") == [7, 7, 7]
+    assert of("dpm++", "betas") == [4, 4, 4]
+    assert of("unipc", "betas") == [6, 6, 6]
 
 
 def test_an_output_that_is_kept_is_not_the_memory_of_the_network() -> None:

@@ -106,7 +106,7 @@ class Stepper:
 
     def __init__(self, plan: Plan, index: int, noise: StepNoise, fused: FusedPlan | None = None) -> None:
         self.plan, self.noise = plan, noise
-        self.index, self._position, self.finished = index, 0, not plan.calls
+        self.index, self._position, self.finished = index, 0, len(plan.calls) == 0
         self.values: dict[int, Tensor] = {}
         self._returned: Tensor | None = None  # what the pipeline holds; the register itself unless it was rounded
         self._rounded = False
