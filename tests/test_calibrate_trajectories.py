@@ -56,6 +56,19 @@ def test_references_are_the_exact_flow_at_every_node(path: GaussianPath, grid: s
     assert (finer - exact_flow(x, nodes)).abs().amax((1, 2))[1:-1].max() < error[1:-1].max() / 4
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.name)
+@pytest.mark.parametrize("grid", ["logsnr", "karras", "time"])
+def test_references_of_single_steps(path: GaussianPath, grid: str) -> None:
+    """Also of the last one, which on a trained schedule has no length in λ."""
+    nodes, x = make_nodes(path, grid, 5), start(path)
+    states = reference_states(gaussian(path), x, nodes, per_step=32)
+    for i in range(nodes.steps):
+        single = nodes.part(i, i + 1)
+        (_, end) = reference_states(gaussian(path), states[i], single, per_step=32)
+        torch.testing.assert_close(end, states[i + 1], rtol=0, atol=2e-3)
+        assert reference_calls(single, path, 32) >= 1
+
+
 def test_references_do_not_depend_on_the_time_labels_of_the_nodes() -> None:
     nodes, x = make_nodes(VPPath(), "logsnr", 4), start(VPPath())
     labelled = Nodes(nodes.signal, nodes.noise, nodes.time[::-1].copy(), VPPath())

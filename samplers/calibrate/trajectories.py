@@ -264,7 +264,7 @@ def _refined_lam(nodes: Nodes, path: GaussianPath, per_step: int) -> tuple[Array
     finite = [
         (a if math.isfinite(a) else min(low, b - _BEYOND), b if math.isfinite(b) else max(high, a)) for a, b in ends
     ]
-    total = sum(b - a for a, b in finite)
+    total = sum(b - a for a, b in finite) or 1.0  # the last step of a trained schedule alone has no length in λ
     lam, places = [float(nodes.lam[0])], [0]
     for (a, b), (first, last) in zip(ends, finite, strict=True):
         pieces = max(_FEWEST, round(per_step * nodes.steps * (last - first) / total))
