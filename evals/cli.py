@@ -62,6 +62,20 @@ def train(ctx: typer.Context) -> None:
 
 
 @app.command()
+def ema(
+    run: Annotated[Path, typer.Argument(help="Folder of a run trained with --ema power, finished or not.")],
+    *,
+    std: Annotated[float, typer.Option(help="Length of the average: its standard deviation over the steps so far.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, as `pathline train` does.")],
+    step: Annotated[int | None, typer.Option(help="Where the average ends; default the last snapshot.")] = None,
+) -> None:
+    """Average a run's weights over any length, after training, from its snapshots."""
+    from pathline.training.power_averages import export_average
+
+    typer.echo(f"saved {out} (profile within {export_average(run, std, out, step):.1%})")
+
+
+@app.command()
 def sweep(
     *,
     source: Annotated[
@@ -233,8 +247,11 @@ def sample(
     *,
     out: Annotated[Path, typer.Option(help="A .png grid or an .npz with arr_0 (uint8, NHWC).")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
-    method: Annotated[str, typer.Option(help="A method, as in 'unipc:order=3', or the file of a table.")] = "dpm++",
-    grid: Annotated[str, typer.Option(help="A grid, as in 'logsnr'.")] = "logsnr",
+    method: Annotated[
+        str | None,
+        typer.Option(help="A method, as in 'unipc:order=3', or the file of a table; by default chosen for the budget."),
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Grid of the method; 'logsnr' by default.")] = None,
     nfe: Annotated[int, typer.Option(help="Budget of evaluations per sample.")] = 20,
     force: Annotated[bool, typer.Option("--force", help="Run a table fitted to another network or guidance.")] = False,
     seed: Annotated[int, typer.Option(help="Seed; sample i is the same for any batch size.")] = 0,
@@ -248,10 +265,12 @@ def sample(
     from .drawing import draw_samples
     from .settings import SweepSettings
 
+    if method is None and grid is not None:
+        raise ValueError(f"--grid {grid} needs a --method; without one both are chosen for the budget")
     settings = SweepSettings(
         source,
-        methods=(method,),
-        grids=(grid,),
+        methods=(method or "ddim",),
+        grids=(grid or "logsnr",),
         nfe=(nfe,),
         seeds=(seed,),
         runners=(runner,),
@@ -261,7 +280,7 @@ def sample(
         device=device or "cpu",
         force=force,
     )
-    spent = draw_samples(settings, count, out, progress=not quiet)
+    spent = draw_samples(settings, count, out, progress=not quiet, untuned=method is None)
     typer.echo(f"{count} samples at {spent:g} evaluations each written to {out}")
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pathline.samplers.defaults import GUIDED, default_settings
 from pathline.training import save_preview
 
 from .images import save_samples
 from .runners import check_table_fits, run_cell, table_of
-from .settings import SweepSettings
-from .sources import open_source
+from .settings import Cell, Spec, SweepSettings
+from .sources import Source, open_source
 
 
-def draw_samples(settings: SweepSettings, count: int, out: Path, progress: bool = True) -> float:
+def draw_samples(
+    settings: SweepSettings, count: int, out: Path, progress: bool = True, *, untuned: bool = False
+) -> float:
     """Draw ``count`` samples of the first cell of ``settings``, write them, return counted evaluations per sample.
+
+    With ``untuned``, method and grid are those that ``pathline.samplers.sample`` chooses for the budget.
 
     Raises
     ------
@@ -26,6 +31,8 @@ def draw_samples(settings: SweepSettings, count: int, out: Path, progress: bool 
     if len(source.shape) != 3 or source.shape[0] not in (1, 3):
         raise ValueError(f"{source.name} makes samples of shape {source.shape}, which are not images")
     cell = next(settings.cells())
+    if untuned:
+        cell = _untuned(cell, source, settings.guidance)
     table_of(source, cell)
     check_table_fits(source, cell, settings)
     if progress:
@@ -41,3 +48,15 @@ def draw_samples(settings: SweepSettings, count: int, out: Path, progress: bool 
     else:
         save_samples(out, images, seed=cell.seed, nfe=outcome.nfe, method=str(cell.method), grid=str(cell.grid))
     return outcome.nfe
+
+
+def _untuned(cell: Cell, source: Source, guidance: float | None) -> Cell:
+    found = default_settings(
+        cell.nfe,
+        source.path,
+        prediction=source.prediction,
+        guided=guidance is not None and guidance > GUIDED,
+        analytic=cell.runner == "sample",  # pipelines of flow models have no place for an analytic first step
+    )
+    method, grid = Spec(found.method, dict(found.options)), Spec(found.grid, dict(found.grid_options))
+    return cell._replace(method=method, grid=grid)

@@ -178,6 +178,8 @@ class SweepSettings:
                 raise unknown_name("runner", runner, RUNNERS)
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.guidance is not None and "scheduler" in self.runners:
+            raise ValueError("guidance is applied by the runner 'sample' only; leave out the runner 'scheduler'")
 
     def cells(self) -> Iterator[Cell]:
         """All cells, in the order in which they are run (seed outermost, so that early stops stay comparable)."""

@@ -141,8 +141,6 @@ class _Sweep:
                 f"no diffusers loop samples {self.source.name} on the same path (only velocity on the linear path, and "
                 "noise, v or data on a discrete one); use the runner 'sample'"
             )
-        if self.settings.guidance is not None:
-            raise ValueError("guidance is applied by the runner 'sample' only; leave out the runner 'scheduler'")
 
     def run(self) -> SweepResult:
         if self.world.is_main:

@@ -69,6 +69,8 @@ def test_unknown_options_are_errors(pathline: Run, command: list[str]) -> None:
         (["methods", "--format", "markdwn"], "did you mean 'markdown'"),
         (["stats", "nothing.npz"], "nothing.npz does not exist"),
         (["sample", "bed:mixture"], "not images"),
+        (["sample", "bed:digits", "--grid", "time"], "needs a --method"),
+        (["sample", "bed:digits", "--guidance", "3", "--runner", "scheduler"], "runner 'sample' only"),
         (["sample", "bed:digits", "--out", "x.gif"], ".png or .npz"),
         (["rerun", "none.jsonl", "abc"], "0 records"),
     ],

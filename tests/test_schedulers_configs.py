@@ -249,7 +249,7 @@ def test_ddpm_pipeline_equals_sample(cls: type, flow: bool) -> None:
     ).images
     generator = torch.Generator().manual_seed(4)  # the pipeline hands it to `step` as well
     start = torch.randn(2, 3, 8, 8, generator=generator)
-    method, options = scheduler.table.method, cls.default_pathline.get("options", {})  # type: ignore[attr-defined]
+    method, options = scheduler.table.method, scheduler._settings.options
     network = from_diffusers(pipe.unet, scheduler)
     ours = sample(network, start, method=method, grid=scheduler.nodes, seed=generator, **options)
     expected = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -18,7 +18,7 @@ from .data_range import Rule
 from .family import Family, Schedule, Singles
 from .fused import FusedPlan, can_fuse
 from .late_start import full_table, late_table
-from .settings import DEFAULT_METHOD, Settings
+from .settings import DEFAULT_METHOD, DEFAULT_OPTIONS, Settings
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Compiled:
 
     def _late(self, nodes: Nodes, *, left_out: int) -> Table:
         if self.settings.table is not None:  # its rows go on from those left out
-            return build_table(DEFAULT_METHOD, nodes)
+            return build_table(DEFAULT_METHOD, nodes, **DEFAULT_OPTIONS)
         method = self.settings.method
         options = method_info(method).late_options(self.schedule.nodes, self.settings.options, left_out)
         options.pop("afs", None)  # an analytic first step is for pure noise

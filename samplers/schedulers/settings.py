@@ -18,7 +18,8 @@ from ..table import Table
 from ..transforms import AnalyticStart
 
 _KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused", "table")
-DEFAULT_METHOD = "dpm++"
+DEFAULT_METHOD, DEFAULT_OPTIONS = "unipc", {"order": 2}
+"""What runs on the levels of a config when nobody names a method, see docs/defaults.md."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Settings:
     """
 
     method: str = DEFAULT_METHOD
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=DEFAULT_OPTIONS.copy)
     grid: str | tuple[float, ...] | None = None
     grid_options: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
@@ -97,7 +98,9 @@ def read_settings(given: Mapping[str, Any] | None, defaults: Mapping[str, Any]) 
             "pathline.samplers.sample(...) on bridge nodes"
         )
     options = dict(given.get("options") or {})
-    if info.name == defaults.get("method"):
+    if "method" not in merged:
+        options = {**DEFAULT_OPTIONS, **options}
+    elif info.name == defaults.get("method"):
         options = {**defaults.get("options", {}), **options}
     for key in options:
         if key not in info.options and key not in COMMON_OPTIONS:
