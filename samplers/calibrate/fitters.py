@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from torch import Tensor
 
+from ..ems import ModelStatistics
 from ..nodes import Nodes
 from ..sampling import plan
 from ..table import Table
@@ -21,11 +22,13 @@ from .integration import fit_integration
 from .ld3 import learn_levels
 from .learned import learn_rows, start_prediction
 from .level_search import gits
+from .model_statistics import measure_statistics
 from .row_fits import Reference
 from .trajectories import Problem
 
 _RATIO_SAMPLES = 10  # as published
 _GROUPS = (1, 3)
+_STATISTICS_LEVELS, _STATISTICS_BATCH = 61, 64
 _HELD = 0.25  # of the trajectories decide within a fit
 
 
@@ -123,6 +126,21 @@ def _gits(task: FitTask) -> Iterator[tuple[str, Fit]]:
         yield f"ipndm-{order} on GITS levels", partial(fit, order)
 
 
+def _measured(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    @cache
+    def statistics() -> ModelStatistics:
+        ends = task.reference().states[-1]  # as published for guided networks: samples of the run itself
+        return measure_statistics(
+            task.problem, ends, levels=_STATISTICS_LEVELS, batch_size=task.chunk or _STATISTICS_BATCH
+        )
+
+    def fit(order: int) -> Table:
+        return plan(None, "dpm-solver-v3", grid=task.levels, statistics=statistics(), order=order)
+
+    for order in (2, 3):
+        yield f"DPM-Solver-v3 of order {order} on the levels of {task.on}", partial(fit, order)
+
+
 def _trained(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         options = {"order": 2, "afs": task.analytic}
@@ -163,6 +181,7 @@ FITTERS: dict[str, Fitter] = {
     "iia": _integration,
     "dc": _compensation,
     "gits": _gits,
+    "v3": _measured,
     "trained": _trained,
     "ld3": _ld3,
     "bns": _bespoke,
