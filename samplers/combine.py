@@ -81,7 +81,7 @@ class Combiner:
         found = self._numbers.get(c)
         if found is None:
             with torch.inference_mode(False):  # so that autograd may keep it
-                found = self._numbers[c] = torch.tensor(c, dtype=self._lasting)
+                found = self._numbers[c] = torch.tensor(c, dtype=self._lasting, device=self.device)
         return found
 
     def _array(self, c: np.ndarray[Any, Any], like: Tensor) -> Tensor:

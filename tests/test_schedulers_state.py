@@ -119,8 +119,10 @@ def test_there_is_no_step_beyond_the_last_one() -> None:
     x = steps_over(scheduler, latents(), scheduler.timesteps)
     with pytest.raises(ValueError, match="3 calls"):
         scheduler.step(x, 1.0, x)
+    scheduler.set_timesteps(3)
+    scheduler.set_begin_index(3)
     with pytest.raises(ValueError, match="3 calls"):
-        scheduler.set_begin_index(3)
+        scheduler.step(x, 1.0, x)
 
 
 def test_abandoned_runs_and_interleaved_copies_leave_nothing_behind() -> None:

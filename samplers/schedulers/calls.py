@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -69,7 +69,8 @@ class Plan:
     """The calls of a table; `lead` is computed from the initial state before the first one.
 
     With a `rule`, every call's data prediction goes through it, and the output value is computed from the result.
-    `before_step` counts the first calls of a late start that belong to a step begun before.
+    `before_step` counts the first calls of a late start that belong to a step begun before. `unscaled` is the same plan
+    with registers that are the output values themselves, for a run whose registers others see; None where they are.
     """
 
     table: Table
@@ -77,6 +78,12 @@ class Plan:
     calls: tuple[Call, ...]
     rule: Rule | None = None
     before_step: int = 0
+    unscaled: Plan | None = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Make everything that a run on a device asks for; compilers cannot trace how cached properties are made."""
+        self.draws_on(device)
+        _ = self.places, self.table.has_arrays
 
     @cached_property
     def draws(self) -> tuple[tuple[int, int], ...]:
@@ -95,11 +102,6 @@ class Plan:
     @cached_property
     def _combiners(self) -> dict[tuple[torch.device, torch.dtype], Combiner]:
         return {}
-
-    @cached_property
-    def scales(self) -> dict[int, float]:
-        """Network outputs that are kept -> output value over register."""
-        return {call.output: call.scale for call in self.calls}
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
@@ -169,23 +171,30 @@ def compile_plan(table: Table, prediction: str, sign: float, rule: Rule | None =
             stored = passes(spared) > passes(updates) + (convert != (0.0, 1.0))
             updates = updates if stored else spared
             data = convert if data is None and not stored else data
+        updates = tuple(Update(u.target, unit_first(u.terms)) for u in updates)
         calls.append(Call(row.level, row.query, row.output, stored, convert, 1.0, data, draws, updates, frees, returns))
-    return Plan(table, _operations(table, 0, places[0])[1], _scaled(calls), rule)
+    plain = Plan(table, _operations(table, 0, places[0])[1], tuple(calls), rule)
+    scaled = _scaled(calls)
+    return plain if all(call.scale == 1.0 for call in scaled) else replace(plain, calls=scaled, unscaled=plain)
 
 
 def _scaled(calls: Sequence[Call]) -> tuple[Call, ...]:
     """Outputs kept as query + c·RAW, one operation less than c_x·query + c_out·RAW; the readers make it good."""
     visible = {value for call in calls for value in (call.query, call.returns)}
-    scales, kept = dict[int, float](), list[Call]()
-    for call in calls:
-        c_x, c_out = call.convert
-        if call.stored and _MODERATE < abs(c_x) < 1 / _MODERATE and call.output not in visible:
-            scales[call.output] = c_x
-            call = call._replace(convert=(1.0, c_out / c_x), scale=c_x)
-        terms = (tuple((v, c * scales.get(v, 1.0)) for v, c in u.terms) for u in call.updates)
-        updates = (Update(u.target, unit_first(t)) for u, t in zip(call.updates, terms, strict=True))
-        kept.append(call._replace(updates=tuple(updates)))
-    return tuple(kept)
+    scales = {
+        call.output: call.convert[0]
+        for call in calls
+        if call.stored and _MODERATE < abs(call.convert[0]) < 1 / _MODERATE and call.output not in visible
+    }
+    return tuple(_rescaled(call, scales) for call in calls)
+
+
+def _rescaled(call: Call, scales: Mapping[int, float]) -> Call:
+    """A call for registers that are the values over `scales`."""
+    terms = (tuple((v, c * scales[v] if v in scales else c) for v, c in u.terms) for u in call.updates)
+    updates = tuple(Update(u.target, unit_first(t)) for u, t in zip(call.updates, terms, strict=True))
+    scale, (c_x, c_out) = scales.get(call.output, 1.0), call.convert
+    return call._replace(convert=(c_x / scale, c_out / scale), scale=scale, updates=updates)
 
 
 def _operations(table: Table, start: int, stop: int) -> tuple[tuple[Draw, ...], tuple[Update, ...]]:

@@ -44,6 +44,7 @@ _NO_EQUAL = (
     "PiflowScheduler",
     "RePaintScheduler",
     "TCDScheduler",
+    "UnCLIPScheduler",
 )
 
 

@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     ----------
     draws : number of normals drawn
     output : 0 not stored, 1 a multiple of the network's output, 2 a combination of it and the query
-    data : 0 none, 1 the stored output, 2 a combination of query and network output
+    data : whether the data prediction is computed, as a combination of query and network output
     updates : for each the places of its terms
     results : places of the values to keep
     state : place of what is handed out
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
     draws: int
     output: int
-    data: int
+    data: bool
     updates: tuple[tuple[int, ...], ...]
     results: tuple[int, ...]
     state: int
@@ -87,6 +87,8 @@ class FusedPlan:
     ) -> tuple[Tensor, Tensor | None]:
         """Execute a call on the registers; returns what `Stepper.advance` does, in the dtype of `output`.
 
+        The data prediction is None where it is undefined or a register that is kept.
+
         `keys` (draws, B) are those of all draws of the run, in the order of `Plan.draws`.
         """
         call = self.calls[position]
@@ -111,13 +113,16 @@ def _fused(call: Call, drawn: int) -> FusedCall:
     output = 0 if not call.stored else 2 if call.convert[0] else 1
     order += [call.output] * call.stored + [u.target for u in call.updates]
     places = {value: place for place, value in reversed(list(enumerate(order)))}
-    weights = call.data if call.data is not None or call.scale == 1.0 else tuple(call.scale * c for c in call.convert)
-    data = 1 if weights is None else 2 if weights else 0
     computed = [call.output] * call.stored + [u.target for u in call.updates] + [draw.value for draw in call.draws]
     results = tuple(v for v in computed if v not in call.frees)
+    weights: tuple[float, ...] | None = call.data
+    if weights is None:  # the output value; nothing to compute where it is kept
+        weights = () if call.output in results else tuple(call.scale * c for c in call.convert)
     updates = tuple(tuple(places[v] for v, _ in u.terms) for u in call.updates)
-    layout = Layout(len(call.draws), output, data, updates, tuple(places[v] for v in results), places[call.returns])
-    numbers = [*(call.convert if output else ()), *(weights or ())]
+    layout = Layout(
+        len(call.draws), output, len(weights) > 0, updates, tuple(places[v] for v in results), places[call.returns]
+    )
+    numbers = [*(call.convert if output else ()), *weights]
     numbers += [float(c) for u in call.updates for _, c in u.terms]
     return FusedCall(layout, inputs, results, slice(drawn, drawn + len(call.draws)), tuple(numbers))
 
@@ -145,8 +150,7 @@ def _row(
     if layout.output:
         on_query, on_output = next(numbers), next(numbers)
         values.append(on_query * query + on_output * raw if layout.output == 2 else on_output * raw)
-        data = values[-1] if layout.data == 1 else None
-    if layout.data == 2:
+    if layout.data:
         data = next(numbers) * query + next(numbers) * raw
     for places in layout.updates:
         first, *rest = places

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LARGE = 1 << 17  # bytes; smaller ones the allocator has at hand
 _KEPT = 4
@@ -40,8 +41,8 @@ class Memory:
             self._kept.append(tensor)
 
     def take(self, like: Tensor) -> Tensor | None:
-        """A tensor of the shape and dtype of `like` to be written; None where there is none, or a graph is recorded."""
-        if not self._kept or torch.is_grad_enabled():
+        """A tensor of the shape and dtype of `like` to write; None where there is none or derivatives are taken."""
+        if not self._kept or torch.is_grad_enabled() or forward_ad._current_level >= 0:
             return None
         tensor = self._kept.pop()
         fits = tensor.shape == like.shape and tensor.dtype == like.dtype and tensor.stride() == like.stride()

@@ -34,7 +34,7 @@ class PathlineSchedulerOutput(BaseOutput):
 class Pending(ABC):
     """A data prediction that costs nothing until somebody takes it, as pipelines hardly ever do.
 
-    Calling it gives the prediction, the same tensor every time.
+    Calling it gives the prediction, the same tensor every time, of memory that nobody else has.
     """
 
     __slots__ = ("__weakref__", "_dtype", "_found")
@@ -44,33 +44,63 @@ class Pending(ABC):
         self._found: Tensor | None = None
 
     def __call__(self) -> Tensor:
-        """The prediction; errors as in `_compute`."""
+        """The prediction.
+
+        Raises
+        ------
+        LostPredictionError
+            What it is computed from was changed in place since the step.
+        """
         if self._found is None:
             self._found = self._compute().to(self._dtype)
         return self._found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy holds the prediction, computed now."""
+        try:
+            return Taken, (self(),)
+        except LostPredictionError:
+            return Taken, (None,)
 
     @abstractmethod
     def _compute(self) -> Tensor:
         """The prediction, in the dtype of the run."""
 
 
-class FromRegister(Pending):
-    """The prediction is `scale` times a register (B, ...) that the run keeps as number `value`.
+class LostPredictionError(RuntimeError):
+    """A data prediction was not taken in time."""
 
-    The number leaves `private` when the register itself is handed out.
-    """
+    def __init__(self) -> None:
+        super().__init__(
+            "the state or the network output of the last step was changed in place, and with it the data "
+            "prediction is lost; read pred_original_sample before, or call step with return_dict=True"
+        )
 
-    __slots__ = ("_private", "_register", "_scale", "_value")
 
-    def __init__(self, dtype: torch.dtype, register: Tensor, scale: float, value: int, private: set[int]) -> None:
-        self._dtype, self._found = dtype, None
-        self._register, self._scale, self._value, self._private = register, scale, value, private
+class Taken(Pending):
+    """The prediction itself; None where it is lost."""
+
+    __slots__ = ()
+
+    def __init__(self, found: Tensor | None) -> None:
+        super().__init__(torch.float32 if found is None else found.dtype)
+        self._found = found
 
     def _compute(self) -> Tensor:
-        if self._scale != 1.0:
-            return self._scale * self._register
-        self._private.discard(self._value)
-        return self._register
+        raise LostPredictionError
+
+
+class FromRegister(Pending):
+    """The prediction is `scale` times a register (B, ...) that the run keeps."""
+
+    __slots__ = ("_register", "_scale")
+
+    def __init__(self, dtype: torch.dtype, register: Tensor, scale: float) -> None:
+        super().__init__(dtype)
+        self._register, self._scale = register, scale
+
+    def _compute(self) -> Tensor:
+        return unshared(self._register, self._scale)
 
 
 class FromParts(Pending):
@@ -79,19 +109,21 @@ class FromParts(Pending):
     __slots__ = ("_changes", "_parts", "_weights")
 
     def __init__(self, dtype: torch.dtype, query: Tensor, raw: Tensor, weights: tuple[float, float]) -> None:
-        self._dtype, self._found = dtype, None
+        super().__init__(dtype)
         self._parts, self._weights = (query, raw), weights
         self._changes = changes_of(query), changes_of(raw)
 
     def _compute(self) -> Tensor:
-        """Raises RuntimeError where the state or the network's output was changed in place since the step."""
         query, raw = self._parts
         if (changes_of(query), changes_of(raw)) != self._changes:
-            raise RuntimeError(
-                "the state or the network output of the last step was changed in place, and with it the data "
-                "prediction is lost; read pred_original_sample before, or call step with return_dict=True"
-            )
-        return affine(query, raw, *self._weights)
+            raise LostPredictionError
+        found = affine(query, raw, *self._weights)
+        return found.clone() if found is raw else found
+
+
+def unshared(register: Tensor, scale: float) -> Tensor:
+    """scale·register in memory of its own."""
+    return register.clone() if scale == 1.0 else scale * register
 
 
 Prediction = Tensor | Pending | None
@@ -124,8 +156,13 @@ class StepPair(tuple[Any, ...]):
     def __mul__(self, times: Any) -> tuple[Any, ...]:
         return tuple(self) * int(times)
 
+    __rmul__ = __mul__
+
     def __repr__(self) -> str:
-        return repr(tuple(self))
+        try:
+            return repr(tuple(self))
+        except LostPredictionError:
+            return f"({self[0]!r}, a data prediction that was not taken in time)"
 
 
 def changes_of(tensor: Tensor) -> int | None:

@@ -18,7 +18,8 @@ from ..table import Table
 from ..transforms import AnalyticStart
 
 _KEYS = ("method", "options", "grid", "grid_options", "seed", "exact_sigmas", "mu", "fused", "table")
-DEFAULT_METHOD, DEFAULT_OPTIONS = "unipc", {"order": 2}
+DEFAULT_METHOD = "unipc"
+DEFAULT_OPTIONS: dict[str, Any] = {"order": 2}
 """What runs on the levels of a config when nobody names a method, see docs/defaults.md."""
 
 

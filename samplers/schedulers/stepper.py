@@ -16,7 +16,7 @@ from ..table import Update
 from .calls import Call, Plan
 from .fused import FusedPlan
 from .memory import Memory
-from .output import FromParts, FromRegister, Pending, Prediction, changes_of
+from .output import FromParts, FromRegister, Pending, Prediction, changes_of, unshared
 from .passes import RAW
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -118,6 +118,10 @@ class Stepper:
         self._adopted = True  # whether the query's memory is the pipeline's own
         self._fused = fused
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has its own memory, for which no prediction waits."""
+        return {**self.__dict__, "_readers": {}}
+
     @property
     def next_query(self) -> int:
         """The value that the network is called at next."""
@@ -150,6 +154,11 @@ class Stepper:
 
     def begin(self, output: Tensor, sample: Tensor) -> Call:
         """Take over what the pipeline made of the state; returns the call that is due."""
+        if output.numel() != sample.numel():  # as telling as the shapes, and faster
+            raise ValueError(
+                f"model_output has shape {tuple(output.shape)} and sample {tuple(sample.shape)}; they must be the same "
+                "(a network that predicts a variance too gives twice the channels: pass the first half)"
+            )
         call = self.plan.calls[self._position]
         self._adopted = False
         if self._combine is None:
@@ -196,6 +205,8 @@ class Stepper:
             self._store(call, query, raw, output)
         if rule is None and call.data != ():
             data = self._prediction(call, query, raw, output)
+        elif data is not None and values.get(call.output) is data:
+            data = self._from_register(call, output.dtype)
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
@@ -220,17 +231,19 @@ class Stepper:
     def _prediction(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> Prediction:
         """The data prediction, or how it will be computed where nothing can happen to its parts unnoticed."""
         if call.data is None:
-            register = self.values[call.output]
-            if torch.compiler.is_compiling():
-                return register if call.scale == 1.0 else call.scale * register
-            return self._watched(
-                call.output, FromRegister(output.dtype, register, call.scale, call.output, self._private)
-            )
+            return self._from_register(call, output.dtype)
         assert call.data
-        host = query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not host or self._adopted or query.is_inference() or raw.is_inference():
-            return affine(query, raw, *call.data).to(output.dtype)
+        grad = torch.is_grad_enabled() or query.is_inference() or raw.is_inference()
+        if query.device.type != "cpu" or torch.compiler.is_compiling() or self._adopted or grad:
+            found = affine(query, raw, *call.data)
+            return (found.clone() if found is raw else found).to(output.dtype)
         return self._watched(call.query, FromParts(output.dtype, query, raw, call.data))
+
+    def _from_register(self, call: Call, dtype: torch.dtype) -> Prediction:
+        register = self.values[call.output]
+        if torch.compiler.is_compiling():
+            return unshared(register, call.scale).to(dtype)
+        return self._watched(call.output, FromRegister(dtype, register, call.scale))
 
     def _watched(self, value: int, pending: Pending) -> Pending:
         """Keep the memory of a register until the prediction made from it is gone."""
@@ -251,29 +264,35 @@ class Stepper:
                 if tensor is not None and (reader is None or reader() is None):
                     self._memory.give(tensor)
 
-    def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Tensor | None]:
+    def _execute_fused(self, call: Call, output: Tensor, generator: Generators) -> tuple[Tensor, Prediction]:
         fused, values = self._fused, self.values
         assert fused is not None
         query = values[call.query]
         keys = self.noise.keys(generator, query) if call.draws else None
+        data: Prediction
         state, data = fused(self._position, values, output, keys)
+        if data is None and call.data is None:
+            data = self._from_register(call, output.dtype)
         self._free(call.frees)
         if state.dtype == query.dtype:
             values[call.returns] = state  # one memory with what is handed out, for edits in place
         return state, data
 
     def _open(self, output: Tensor, sample: Tensor) -> None:
-        if output.shape != sample.shape:
-            raise ValueError(
-                f"model_output has shape {tuple(output.shape)} and sample {tuple(sample.shape)}; they must be the same "
-                "(a network that predicts a variance too gives twice the channels: pass the first half)"
-            )
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self.values = self._initial(sample, wide)
         self._combine = self.plan.combiner_for(self.values[0])
         self._adopted = sample.dtype == wide
         self._memory = Memory(self.values[0])
         _update(self.plan.lead, self.values, self._combine)
+
+    def unscale(self) -> None:
+        """Keep network outputs themselves as registers from now on, one operation slower, for others to see."""
+        if self.plan.unscaled is None:
+            return
+        scales = ((call.output, call.scale) for call in self.plan.calls)
+        self.values.update({v: scale * self.values[v] for v, scale in scales if scale != 1.0 and v in self.values})
+        self.plan, self._fused = self.plan.unscaled, None
 
     def show(self, values: Iterable[int]) -> None:
         """Note that others hold these registers from now on."""
@@ -302,16 +321,19 @@ class LiveRegisters(list[Tensor | None]):
     """
 
     def __init__(self, stepper: Stepper) -> None:
-        values, scales = stepper.values, stepper.plan.scales
+        stepper.unscale()
         self._stepper = stepper
-        self._scales = [(key, scales.get(key, 1.0)) for key in values if key != stepper.next_query]
-        super().__init__(values[key] if scale == 1.0 else scale * values[key] for key, scale in self._scales)
-        stepper.show(key for key, scale in self._scales if scale == 1.0)
+        self._keys = [key for key in stepper.values if key != stepper.next_query]
+        super().__init__(stepper.values[key] for key in self._keys)
+        stepper.show(self._keys)
 
     def __setitem__(self, place: Any, value: Any) -> None:
+        keys, values = (self._keys[place], value) if isinstance(place, slice) else ([self._keys[place]], [value])
+        values = list(values)
+        if len(values) != len(keys) or not all(isinstance(v, Tensor) for v in values):
+            raise ValueError(f"model_outputs[{place!r}] takes {len(keys)} tensor(s) of the run, got {value!r}")
         super().__setitem__(place, value)
-        key, scale = self._scales[place]
-        self._stepper.values[key] = value if scale == 1.0 else value / scale
+        self._stepper.values.update(zip(keys, values, strict=True))
 
 
 def _update(updates: Iterable[Update], values: dict[int, Tensor], combine: Combiner) -> None:

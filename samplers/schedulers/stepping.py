@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .arguments import refuse_arguments
 from .compiled import Compiled
-from .output import PathlineSchedulerOutput, Prediction, StepPair, changes_of, resolved
+from .output import LostPredictionError, PathlineSchedulerOutput, Prediction, StepPair, changes_of, resolved
 from .own_times import SampleRuns, is_uniform
 from .stepper import Generators, LiveRegisters, StepNoise, Stepper
 from .token_times import TokenRun
@@ -70,17 +71,34 @@ class Stepping:
 
     def _prepare(self, compiled: Compiled, index: int) -> None:
         """Compile the plan of a run and copy what it needs to the device, outside the loop."""
-        compiled.plan(index).draws_on(self.timesteps.device)
+        if 0 <= index < len(compiled.timesteps):  # else `step` says so; pipelines have better words for it
+            compiled.plan(index).prepare(self.timesteps.device)
 
     @property
     def model_outputs(self) -> list[Tensor | None]:
-        """Registers alive besides the state: past outputs, and earlier states; entries may be replaced."""
+        """Registers alive besides the state: past outputs, and earlier states.
+
+        They may be changed in place, and one or several be replaced by other tensors. Once they have been asked for,
+        the run goes on without the shortcuts that nobody may see.
+        """
         return LiveRegisters(self._stepper) if self._stepper is not None else [None]
+
+    @model_outputs.setter
+    def model_outputs(self, values: list[Tensor]) -> None:
+        self.model_outputs[:] = values
 
     @property
     def pred_original_sample(self) -> Tensor | None:
-        """Data prediction of the last step; None before the first one, or where the output does not determine it."""
-        return resolved(self._prediction)
+        """Data prediction of the last step, in memory of its own.
+
+        None before the first step, where the network's output does not determine it, and, with a warning, where what it
+        is computed from was changed in place since the step.
+        """
+        try:
+            return resolved(self._prediction)
+        except LostPredictionError as lost:
+            warnings.warn(str(lost), stacklevel=2)
+            return None
 
     @property
     def last_sample(self) -> None:

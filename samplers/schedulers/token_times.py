@@ -8,8 +8,6 @@ method goes on from an earlier state, the token takes a first-order step.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,6 +68,7 @@ class TokenRun:
         index = stepper.index
         if self._family.prediction == "velocity":
             output = -output
+        stepper.unscale()
         call = stepper.begin(output, sample)
         values, query = stepper.values, stepper.values[call.query]
         raw = output.to(query.dtype)
@@ -77,14 +76,13 @@ class TokenRun:
         first, own_data = self._first_order(query, raw, times, here, index)
 
         newest = affine(query, raw, *call.convert)
-        scales = stepper.plan.scales
-        late = {v: values[v] for v in scales.keys() & values.keys() & self._elsewhere.keys()}
-        for v, register in late.items():
-            values[v] = torch.where(self._elsewhere[v], call.scale / scales[v] * newest, register)
+        outputs = {c.output for c in stepper.plan.calls}
+        late = {v: values[v] for v in outputs & values.keys() & self._elsewhere.keys()}
+        values.update({v: torch.where(self._elsewhere[v], newest, register) for v, register in late.items()})
         data = resolved(stepper.execute(call, output, generator))
         values.update({v: register for v, register in late.items() if v in values})
 
-        unfit = ~here | self._after(call, here, scales.keys())
+        unfit = ~here | self._after(call, here, outputs)
         values[call.returns] = torch.where(unfit, first, values[call.returns])
         self._elsewhere = {v: tokens for v, tokens in self._elsewhere.items() if v in values}
         data = None if data is None else torch.where(here, data, own_data)
@@ -97,7 +95,7 @@ class TokenRun:
             self._shown = labels, torch.as_tensor(self._levels, device=like.device, dtype=like.dtype)
         return self._shown
 
-    def _after(self, call: Call, here: Tensor, outputs: Collection[int]) -> Tensor:
+    def _after(self, call: Call, here: Tensor, outputs: set[int]) -> Tensor:
         """Tokens whose new state would go on from a state of another level; notes where all new registers were made."""
         nowhere = torch.zeros_like(here)
         found = dict[int, Tensor]()
