@@ -29,6 +29,7 @@ def train_tiny(folder: Path, **options: object) -> Path:
         lr_warmup_steps=0,
         network_config=TINY,
         preview_images=0,
+        plots=False,
         progress=False,
         cpu=True,
         **options,

@@ -33,6 +33,7 @@ TINY = {
     "max_train_steps": 6,
     "lr_warmup_steps": 2,
     "preview_images": 0,
+    "plots": False,
     "progress": False,
     "cpu": True,
 }

@@ -1,8 +1,32 @@
 """How the network is fitted: losses, weights, time densities, data, networks, the training loop, the result."""
 
+from .adaptive_density import AdaptiveSchedule, LevelHistogram
 from .batches import BatchPlan, KeyedDraws
+from .biased_data import BiasedDataObjective, Tilted, discrimination_loss, log_ratio, tilt
+from .bridge_levels import BridgeLevels, bbdm_levels, i2sb_levels, resshift_levels
+from .bridge_losses import (
+    BRIDGE_OBJECTIVES,
+    BridgeObjective,
+    ConsecutiveBridgeObjective,
+    absolute_error,
+    bridge_objective,
+)
+from .bridge_predictions import (
+    BridgeCoefficients,
+    BridgePreconditioned,
+    BridgePrediction,
+    DataPrediction,
+    Difference,
+    Displacement,
+    Drift,
+    LatentPrediction,
+    ScaledDisplacement,
+    ScorePrediction,
+)
 from .conventions import choose_convention, stock_scheduler, wrap_network
+from .convex_flow import PowerCost, convex_flow_loss, potential_velocity
 from .data import ArraySet, Batch, FileSet, ImageSet, fetch_batches, load_data, split_indices
+from .degradation import Degradation, degradation_from_config
 from .densities import (
     CosMap,
     LogitNormal,
@@ -14,27 +38,44 @@ from .densities import (
     UniformTime,
     shift_time,
 )
+from .elbo_view import ELBOEntry, elbo_entries, elbo_table
 from .ema import WeightAverage
 from .export import LoadedPipeline, export_pipeline, load_pipeline
+from .interpolant_losses import INTERPOLANT_PREDICTIONS, InterpolantObjective, interpolant_target, linear_error
 from .losses import (
     GaussianObjective,
+    direction_error,
     objective_from_config,
     per_sample_loss,
     regression_target,
     squared_error,
 )
 from .networks import LabelledNetwork, build_network, default_config
-from .options import TrainOptions, read_config, resolve_options
+from .noisy_labels import (
+    NoisyLabelObjective,
+    class_posterior,
+    corrupt_labels,
+    flip_noise,
+    symmetric_noise,
+    transition_loss,
+)
+from .options import TrainOptions, read_config
 from .outcome import NonFiniteLossError, TrainingInterruptedError, TrainResult
+from .power_averages import PowerAverages, export_average, reconstruct
 from .previews import save_preview
+from .reflow import PairSet, simulate, straightness
+from .resolve import resolve_options
+from .schroedinger import SchroedingerBridge
 from .trainer import train_model
 from .weights import (
     P2,
     CosMapWeight,
     Debiased,
+    EDMMonotonic,
     EDMWeight,
     ELBOWeight,
     InverseNoise,
+    LatentPower,
     LossWeight,
     MinSNR,
     SigmoidWeight,
@@ -44,30 +85,59 @@ from .weights import (
 )
 
 __all__ = [
+    "BRIDGE_OBJECTIVES",
+    "INTERPOLANT_PREDICTIONS",
     "P2",
+    "AdaptiveSchedule",
     "ArraySet",
     "Batch",
     "BatchPlan",
+    "BiasedDataObjective",
+    "BridgeCoefficients",
+    "BridgeLevels",
+    "BridgeObjective",
+    "BridgePreconditioned",
+    "BridgePrediction",
+    "ConsecutiveBridgeObjective",
     "CosMap",
     "CosMapWeight",
+    "DataPrediction",
     "Debiased",
+    "Degradation",
+    "Difference",
+    "Displacement",
+    "Drift",
+    "EDMMonotonic",
     "EDMWeight",
+    "ELBOEntry",
     "ELBOWeight",
     "FileSet",
     "GaussianObjective",
     "ImageSet",
+    "InterpolantObjective",
     "InverseNoise",
     "KeyedDraws",
     "LabelledNetwork",
+    "LatentPower",
+    "LatentPrediction",
+    "LevelHistogram",
     "LoadedPipeline",
     "LogNormalSigma",
     "LogitNormal",
     "LossWeight",
     "MinSNR",
     "Mode",
+    "NoisyLabelObjective",
     "NonFiniteLossError",
+    "PairSet",
+    "PowerAverages",
+    "PowerCost",
+    "ScaledDisplacement",
+    "SchroedingerBridge",
+    "ScorePrediction",
     "Shifted",
     "SigmoidWeight",
+    "Tilted",
     "TimeDensity",
     "TrainOptions",
     "TrainResult",
@@ -77,24 +147,49 @@ __all__ = [
     "UnitWeight",
     "Unweighted",
     "WeightAverage",
+    "absolute_error",
+    "bbdm_levels",
+    "bridge_objective",
     "build_network",
     "choose_convention",
+    "class_posterior",
+    "convex_flow_loss",
+    "corrupt_labels",
     "default_config",
+    "degradation_from_config",
+    "direction_error",
+    "discrimination_loss",
+    "elbo_entries",
+    "elbo_table",
     "error_factor",
+    "export_average",
     "export_pipeline",
     "fetch_batches",
+    "flip_noise",
+    "i2sb_levels",
+    "interpolant_target",
+    "linear_error",
     "load_data",
     "load_pipeline",
+    "log_ratio",
     "objective_from_config",
     "per_sample_loss",
+    "potential_velocity",
     "read_config",
+    "reconstruct",
     "regression_target",
     "resolve_options",
+    "resshift_levels",
     "save_preview",
     "shift_time",
+    "simulate",
     "split_indices",
     "squared_error",
     "stock_scheduler",
+    "straightness",
+    "symmetric_noise",
+    "tilt",
     "train_model",
+    "transition_loss",
     "wrap_network",
 ]

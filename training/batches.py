@@ -18,7 +18,7 @@ from pathline.samplers import keyed_normal
 
 from .densities import normal_cdf
 
-NOISE, TIME, STRATUM, FLIP, DROP = range(5)
+NOISE, TIME, STRATUM, FLIP, DROP, COUPLE, HIDE, PAIR = range(8)
 """Slots of the keyed noise: what a sample's numbers are used for."""
 
 
@@ -62,7 +62,14 @@ class BatchPlan:
 
     def indices(self, step: int, places: Tensor) -> list[int]:
         """Data indices of these places of the global batch of optimiser step `step` (counted from 0)."""
-        positions = step * self.global_batch + places
+        return self.indices_at(self.positions(step, places))
+
+    def positions(self, step: int, places: Tensor) -> Tensor:
+        """Positions of these places in the run's whole stream of samples, (B,)."""
+        return step * self.global_batch + places
+
+    def indices_at(self, positions: Tensor) -> list[int]:
+        """Data indices of these positions in the stream of samples."""
         epochs = positions // self.count
         result = torch.empty_like(positions)
         for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
@@ -90,6 +97,24 @@ class KeyedDraws:
         return keyed_normal(
             like.shape[1:], self.seed, places, row=step, slot=NOISE, dtype=like.dtype, device=like.device
         )
+
+    def noise_at(self, positions: Tensor, like: Tensor) -> Tensor:
+        """The same noise for positions in the stream of samples, which may belong to several steps."""
+        result = torch.empty_like(like)
+        steps = positions // self.global_batch
+        for step in steps.unique().tolist():
+            here = steps == step
+            chosen = here.to(like.device)
+            result[chosen] = self.noise(step, positions[here] % self.global_batch, like[chosen])
+        return result
+
+    def flips(self, step: int, places: Tensor) -> Tensor:
+        """Which samples are mirrored: half of them, bool (B,)."""
+        return self.uniforms(step, places, FLIP) < 0.5
+
+    def tiles(self, step: int, places: Tensor, side: int) -> Tensor:
+        """Uniforms of a grid over each sample, float64 (B, side, side)."""
+        return normal_cdf(keyed_normal((side, side), self.seed, places, row=step, slot=HIDE, dtype=torch.float64))
 
     def uniforms(self, step: int, places: Tensor, slot: int = TIME) -> Tensor:
         """Uniforms in (0, 1), float64 on the host, shape (B,)."""

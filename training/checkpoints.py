@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import damage, read_json, replace_folder, seal, write_json
-from .options import RUN_ONLY
+from .options import RUN_ONLY, TrainOptions
 
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -101,7 +101,8 @@ def read_state(checkpoint: Path, options: Mapping[str, Any], sizes: Mapping[str,
     free = RUN_ONLY | {"train_batch_size", "gradient_accumulation_steps"}
     if str(options["lr_scheduler"]).startswith("constant"):
         free |= {"max_train_steps"}
-    pairs = [(key, before.get(key), options[key]) for key in options if key not in free]
+    defaults = TrainOptions().to_dict()  # for options that are younger than the checkpoint
+    pairs = [(key, before.get(key, defaults.get(key)), options[key]) for key in options if key not in free]
     pairs += [(key, state["sizes"].get(key), value) for key, value in sizes.items()]
     different = [f"{key} was {old!r}, is {new!r}" for key, old, new in pairs if old != new]
     if different:

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from pathline.interpolants import check_name
 
+UNREADABLE = ("error", "skip")
 SPLITS = ("train", "test", "all")
 _SPLIT_SEED = 20
 _TEST_SHARE = 6
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W), float32 in [-1, 1], and their int64 labels (B,) or None."""
+    """Images (B, C, H, W), float32 in [-1, 1], their int64 labels (B,) or None, and the noises they come with."""
 
     images: Tensor
     labels: Tensor | None
+    noise: Tensor | None = None
 
 
 class ImageSet(Protocol):
@@ -61,12 +63,15 @@ class ArraySet:
     targets : int64 Tensor, shape (N,), or None
     classes : tuple of str
         Names of the classes; empty without labels.
+    skipped : tuple of str
+        Files that could not be read and were left out.
     """
 
     name: str
     pixels: Tensor
     targets: Tensor | None = None
     classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or self.pixels.shape[1] not in (1, 3):
@@ -107,7 +112,7 @@ class ArraySet:
     def subset(self, indices: Tensor) -> ArraySet:
         """The images at these indices, as a set."""
         targets = None if self.targets is None else self.targets[indices]
-        return ArraySet(self.name, self.pixels[indices], targets, self.classes)
+        return ArraySet(self.name, self.pixels[indices], targets, self.classes, self.skipped)
 
     def tensor(self) -> Tensor:
         """All images, float32 in [-1, 1], (N, C, H, W)."""
@@ -127,6 +132,8 @@ class FileSet:
     shape : (C, H, W)
     targets : int64 Tensor, shape (N,), or None
     classes : tuple of str
+    skipped : tuple of str
+        Files that could not be read and were left out.
     """
 
     name: str
@@ -135,6 +142,7 @@ class FileSet:
     shape: tuple[int, int, int]
     targets: Tensor | None = None
     classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -148,7 +156,7 @@ class FileSet:
         """The images at these indices, as a set."""
         files = tuple(self.files[index] for index in indices.tolist())
         targets = None if self.targets is None else self.targets[indices]
-        return FileSet(self.name, files, self.read, self.shape, targets, self.classes)
+        return FileSet(self.name, files, self.read, self.shape, targets, self.classes, self.skipped)
 
     def tensor(self) -> Tensor:
         """All images, float32 in [-1, 1], (N, C, H, W)."""
@@ -191,6 +199,7 @@ def load_data(
     data_dir: str | os.PathLike[str] | None = None,
     resolution: int | None = None,
     center_crop: bool = False,
+    unreadable: str = "error",
 ) -> ArraySet | FileSet:
     """Load images by name, from a folder or from a file.
 
@@ -208,6 +217,8 @@ def load_data(
         Side in pixels to which images are resized; default their own.
     center_crop : bool
         Cut images that are not square to their central square; without it they are refused.
+    unreadable : {"error", "skip"}
+        What becomes of files in a folder of images that cannot be read; to skip them each is read once beforehand.
 
     Raises
     ------
@@ -217,9 +228,10 @@ def load_data(
     from .readers import read_images
 
     check_name("split", split, SPLITS)
+    check_name("unreadable", unreadable, UNREADABLE)
     if resolution is not None and resolution < 1:
         raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
-    return read_images(dataset_name, data_dir, split, resolution, center_crop)
+    return read_images(dataset_name, data_dir, split, resolution, center_crop, unreadable)
 
 
 def fetch_batches(data: ImageSet, index_batches: Iterable[Sequence[int]], workers: int = 0) -> Iterator[Batch]:

@@ -42,23 +42,26 @@ def _normal_density(z: Tensor) -> Tensor:
 
 
 class TimeDensity(Configurable):
-    """A law of the training time t in (0, 1); it may depend on the path."""
+    """A law of the training time t in (0, 1).
+
+    The path is needed only by laws stated in its log-SNR, which say so; interpolants and bridges pass none.
+    """
 
     kind: ClassVar[str] = "time density"
 
     @abstractmethod
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Time below which the fraction `u` in (0, 1) of the law lies; increasing in u."""
 
     @abstractmethod
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Fraction of the law below time `t`."""
 
     @abstractmethod
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Density of the law with respect to t."""
 
-    def times(self, u: Tensor, path: GaussianPath, interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    def times(self, u: Tensor, path: GaussianPath | None = None, interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
         """Times for uniforms `u` in (0, 1), the law conditioned on `interval`.
 
         Returns a float64 tensor of the shape of `u`.
@@ -71,9 +74,10 @@ class TimeDensity(Configurable):
         ends = torch.tensor(interval, dtype=torch.float64)
         low, high = self.cdf(ends, path).tolist()
         if not high - low > 1e-9:
+            where = "" if path is None else f" on path {path.name!r}"
             raise ValueError(
                 f"time density {self.config()} lies outside the times {interval} on which this prediction "
-                f"can be trained on path {path.name!r}; choose another density"
+                f"can be trained{where}; choose another density"
             )
         inner = (low + (high - low) * u.to(torch.float64)).clamp(_EDGE, 1 - _EDGE)
         return self.quantile(inner, path).clamp(*interval)
@@ -85,15 +89,15 @@ class UniformTime(TimeDensity):
 
     name: ClassVar[str] = "uniform"
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The identity."""
         return u
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The identity."""
         return t
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """One."""
         return torch.ones_like(t)
 
@@ -111,15 +115,15 @@ class LogitNormal(TimeDensity):
         _check_finite("mean", self.mean)
         _check_above_zero("std", self.std)
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """sigmoid(mean + std Phi^-1(u))."""
         return (self.mean + self.std * normal_quantile(u)).sigmoid()
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Phi((logit t - mean) / std)."""
         return normal_cdf((t.logit() - self.mean) / self.std)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Normal density in logit t, over t (1 - t)."""
         return _normal_density((t.logit() - self.mean) / self.std) / (self.std * t * (1 - t))
 
@@ -139,11 +143,11 @@ class Mode(TimeDensity):
         if not -1.0 <= self.scale <= 2 / (math.pi - 2):
             raise ValueError(f"scale of density 'mode' must lie in [-1, {2 / (math.pi - 2):.4f}], got {self.scale!r}")
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The defining map."""
         return u + self.scale * ((0.5 * math.pi * u).cos().square() - 1 + u)
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Inverse of the map, by bisection to full precision."""
         low, high = torch.zeros_like(t), torch.ones_like(t)
         for _ in range(_BISECTIONS):
@@ -152,7 +156,7 @@ class Mode(TimeDensity):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return 0.5 * (low + high)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """One over the slope of the map."""
         u = self.cdf(t, path)
         return 1 / (1 + self.scale * (1 - 0.5 * math.pi * (math.pi * u).sin()))
@@ -164,15 +168,15 @@ class CosMap(TimeDensity):
 
     name: ClassVar[str] = "cosmap"
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """1 - 1 / (tan(pi u / 2) + 1)."""
         return 1 - 1 / ((0.5 * math.pi * u).tan() + 1)
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """(2 / pi) atan(t / (1 - t))."""
         return torch.atan2(t, 1 - t) / (0.5 * math.pi)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """2 / (pi (1 - 2t + 2t^2))."""
         return 2 / (math.pi * (1 - 2 * t + 2 * t.square()))
 
@@ -190,17 +194,17 @@ class LogNormalSigma(TimeDensity):
         _check_finite("mean", self.mean)
         _check_above_zero("std", self.std)
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Time at which log(signal / noise) = -mean + std Phi^-1(u)."""
-        return path.time_at(-self.mean + self.std * normal_quantile(u))
+        return required_path(path, self).time_at(-self.mean + self.std * normal_quantile(u))
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Phi((lam(t) + mean) / std)."""
-        return normal_cdf((path.lam(t) + self.mean) / self.std)
+        return normal_cdf((required_path(path, self).lam(t) + self.mean) / self.std)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Normal density in lam, times d lam/dt."""
-        point = path.at(t)
+        point = required_path(path, self).at(t)
         rate = point.wronskian / (point.signal * point.noise)
         return _normal_density((point.lam + self.mean) / self.std) / self.std * rate
 
@@ -211,16 +215,19 @@ class UniformLogSNR(TimeDensity):
 
     name: ClassVar[str] = "uniform_logsnr"
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """Time at the interpolated lam."""
+        path = required_path(path, self)
         return path.time_at(path.lambda_min + (path.lambda_max - path.lambda_min) * u)
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """(lam(t) - lambda_min) / (lambda_max - lambda_min), within [0, 1]."""
+        path = required_path(path, self)
         return ((path.lam(t) - path.lambda_min) / (path.lambda_max - path.lambda_min)).clamp(0, 1)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The rate of lam over its range, zero outside of it."""
+        path = required_path(path, self)
         point = path.at(t)
         inside = (point.lam >= path.lambda_min) & (point.lam <= path.lambda_max)
         rate = point.wronskian / (point.signal * point.noise)
@@ -243,18 +250,34 @@ class Shifted(TimeDensity):
         if not isinstance(self.base, TimeDensity):
             raise ValueError(f"base of density 'shifted' must be a time density, got {self.base!r}")
 
-    def quantile(self, u: Tensor, path: GaussianPath) -> Tensor:
+    def quantile(self, u: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The base's time, shifted."""
         return shift_time(self.base.quantile(u, path), self.shift)
 
-    def cdf(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def cdf(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The base's, at the time shifted back."""
         return self.base.cdf(shift_time(t, 1 / self.shift), path)
 
-    def density(self, t: Tensor, path: GaussianPath) -> Tensor:
+    def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
         """The base's, times the slope of the inverse shift."""
         slope = self.shift / (1 + (self.shift - 1) * t).square()
         return self.base.density(shift_time(t, 1 / self.shift), path) * slope
+
+
+def required_path(path: GaussianPath | None, density: TimeDensity) -> GaussianPath:
+    """The path, for a law stated in its log-SNR.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if path is None:
+        raise ValueError(
+            f"time density {density.name!r} is stated in the log-SNR of a Gaussian path, which an interpolant or a "
+            "bridge has not; choose a density of the time, such as uniform or logit_normal"
+        )
+    return path
 
 
 def _check_above_zero(name: str, value: Any) -> None:

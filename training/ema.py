@@ -1,7 +1,8 @@
-"""Exponential moving average of a network's weights, the weights that are sampled and saved."""
+"""Averages of a network's weights over training, the weights that are sampled and saved."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,53 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .tensor_files import save_tensors
+
 WEIGHTS_FILE = "ema.safetensors"
 
 
-class WeightAverage:
-    """Average of the parameters of a network, kept beside it.
+class NetworkAverage(ABC):
+    """An average of the parameters of a network, kept beside it."""
+
+    @property
+    @abstractmethod
+    def decay(self) -> float:
+        """Decay of the latest update."""
+
+    @abstractmethod
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's present weights."""
+
+    @abstractmethod
+    def copy_to(self, network: nn.Module) -> None:
+        """Overwrite the network's weights by the average."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the average into the folder of a checkpoint."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; ValueError if it belongs to a network with other weights."""
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Let the network have the averaged weights within the block, in evaluation mode."""
+        training = network.training
+        own = [parameter.detach().clone() for parameter in network.parameters()]
+        self.copy_to(network)
+        network.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(network.parameters(), own, strict=True):
+                    parameter.copy_(value)
+            network.train(training)
+
+
+class WeightAverage(NetworkAverage):
+    """Exponential moving average of the parameters of a network, kept beside it.
 
     The decay warms up as 1 - (1 + k / inv_gamma)^-power after k updates and stays at most `max_decay`
     (diffusers' EMAModel does the arithmetic). Buffers are not averaged.
@@ -63,28 +106,10 @@ class WeightAverage:
         """Overwrite the network's weights by the average."""
         self._average.copy_to(network.parameters())
 
-    @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
-        """Let the network have the averaged weights within the block, in evaluation mode."""
-        training = network.training
-        own = [parameter.detach().clone() for parameter in network.parameters()]
-        self.copy_to(network)
-        network.eval()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(network.parameters(), own, strict=True):
-                    parameter.copy_(value)
-            network.train(training)
-
     def save(self, folder: Path) -> None:
         """Write the average as safetensors into `folder`."""
-        from safetensors.torch import save_file
-
         tensors = dict(zip(self._names, self._average.shadow_params, strict=True))
-        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(contiguous, folder / WEIGHTS_FILE, metadata={"updates": str(self.updates)})
+        save_tensors(folder / WEIGHTS_FILE, tensors, {"updates": str(self.updates)})
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote.

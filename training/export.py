@@ -9,8 +9,9 @@ Pipelines written, each opened and run by stock diffusers:
     DiT                               DiTPipeline.from_pretrained(folder, vae=...): that pipeline decodes latents
                                       with a VAE, which pixels do not have; pathline samples them
 
-Where no stock scheduler fits path and prediction, the folder holds the network alone. `pathline.json` beside
-it always says what was trained, and `load_pipeline` needs nothing else.
+Where no stock scheduler fits path and prediction, or the network sees an image or has scaled skips, the folder
+holds the network alone. `pathline.json` beside it always says what was trained, and `load_pipeline` needs nothing
+else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from pathline.samplers import WrappedModel, from_diffusers
 
 from .conventions import stock_scheduler, wrap_network
 from .files import read_json, replacing, write_json
-from .networks import LabelledNetwork, label_count, prepare_network
+from .networks import LabelledNetwork, label_count, prepare_network, scale_skips
+from .tensor_files import written_or_removed
 
 CARD_FILE = "pathline.json"
 FORMAT = 1
@@ -41,7 +43,7 @@ class LoadedPipeline(NamedTuple):
     """A trained network in pathline's convention.
 
     `model(x, t, class_labels=None)` returns `prediction` on `path`; `metadata` is the content of pathline.json
-    (empty for a pipeline from elsewhere), and `shape` (C, H, W) that of one sample.
+    (empty for a pipeline from elsewhere), and `shape` (C, H, W) that of one sample, and `network` the bare module.
     """
 
     model: WrappedModel
@@ -49,6 +51,7 @@ class LoadedPipeline(NamedTuple):
     prediction: str
     metadata: dict[str, Any]
     shape: tuple[int, int, int]
+    network: nn.Module
 
     @property
     def null_label(self) -> int | None:
@@ -82,6 +85,8 @@ def export_pipeline(network: nn.Module, folder: str | os.PathLike[str], card: Ma
     convention, sigma_data = card["convention"], card.get("sigma_data", 0.5)
     path = path_from_config(card["path"])
     stock = stock_scheduler(path, card["prediction"], convention, sigma_data, labelled=labelled)
+    if not is_stock(card):
+        stock = None
     _save_part(network, target / _FOLDERS[kind])
     name = None
     index: dict[str, Any] = {"_diffusers_version": diffusers.__version__, _FOLDERS[kind]: ["diffusers", kind]}
@@ -100,11 +105,17 @@ def export_pipeline(network: nn.Module, folder: str | os.PathLike[str], card: Ma
     return name
 
 
+def is_stock(card: Mapping[str, Any]) -> bool:
+    """Whether the network is what diffusers makes of its configuration, and sees nothing but state and class."""
+    return card.get("image_condition") is None and not card.get("skip_scale")
+
+
 def _save_part(part: Any, folder: Path) -> None:
     """Save a network or scheduler beside its place, then move it there."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    part.save_pretrained(temporary)
+    with written_or_removed(temporary, folder):
+        part.save_pretrained(temporary)
     for item in sorted(temporary.iterdir(), reverse=True):  # weights last: config alone names no weights
         folder.mkdir(exist_ok=True)
         item.chmod(0o644)  # safetensors makes private files; results are meant to be shared
@@ -149,9 +160,11 @@ def load_pipeline(folder: str | os.PathLike[str], device: torch.device | str | N
         raise ValueError(f"{place / CARD_FILE} has format {card.get('format')!r}; this version reads {FORMAT}")
     network = _load_network(place / _FOLDERS[card["network"]], card["network"], device)
     path = path_from_config(card["path"])
-    labelled = LabelledNetwork(network, label_count(network))
+    if card.get("skip_scale"):
+        scale_skips(network, card["skip_scale"])
+    labelled = LabelledNetwork(network, label_count(network), conditioned=card.get("image_condition") is not None)
     model = wrap_network(labelled, path, card["prediction"], card["convention"], card.get("sigma_data", 0.5))
-    return LoadedPipeline(model, path, card["prediction"], card, _shape_of(network))
+    return LoadedPipeline(model, path, card["prediction"], card, _shape_from(card, network), network)
 
 
 def _load_network(folder: Path, kind: str, device: torch.device | str | None) -> nn.Module:
@@ -176,6 +189,14 @@ def _shape_of(network: nn.Module) -> tuple[int, int, int]:
     return int(config.in_channels), int(height), int(width)
 
 
+def _shape_from(card: Mapping[str, Any], network: nn.Module) -> tuple[int, int, int]:
+    """Shape of one sample; a network that sees an image has more channels at its input."""
+    if card.get("image_condition") is None:
+        return _shape_of(network)
+    channels, height, width = card["data"]["shape"]
+    return int(channels), int(height), int(width)
+
+
 def _load_foreign(name: str | os.PathLike[str], device: torch.device | str | None) -> LoadedPipeline:
     from diffusers import DiffusionPipeline
 
@@ -191,4 +212,4 @@ def _load_foreign(name: str | os.PathLike[str], device: torch.device | str | Non
     _ready(network, device)
     model = from_diffusers(network, pipeline.scheduler)
     model.network = LabelledNetwork(network, label_count(network))
-    return LoadedPipeline(model, model.path, model.prediction, {}, _shape_of(network))
+    return LoadedPipeline(model, model.path, model.prediction, {}, _shape_of(network), network)

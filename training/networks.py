@@ -128,7 +128,7 @@ def label_count(network: nn.Module) -> int | None:
 
 
 class LabelledNetwork:
-    """A diffusers network as `network(x, label_of_time, class_labels=None) -> Tensor`.
+    """A diffusers network as `network(x, label_of_time, class_labels=None, condition=None, free=None) -> Tensor`.
 
     Networks that take labels get the last one, "no label", when none are given; networks that take none
     refuse them.
@@ -139,14 +139,40 @@ class LabelledNetwork:
         The module that is called; possibly wrapped for several processes.
     labels : int, optional
         Number of label embeddings, from `label_count`.
+    conditioned : bool
+        Whether the network sees an image beside the state.
     """
 
-    def __init__(self, network: nn.Module, labels: int | None) -> None:
+    def __init__(self, network: nn.Module, labels: int | None, conditioned: bool = False) -> None:
         self.network = network
         self.labels = labels
+        self.conditioned = conditioned
 
-    def __call__(self, x: Tensor, time: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Raw output of the network, float32 or wider; x (B, C, H, W), time (B,), class_labels (B,) int64."""
+    def __call__(
+        self,
+        x: Tensor,
+        time: Tensor,
+        class_labels: Tensor | None = None,
+        condition: Tensor | None = None,
+        free: Tensor | None = None,
+    ) -> Tensor:
+        """Raw output of the network, float32 or wider.
+
+        Parameters
+        ----------
+        x : Tensor (B, C, H, W)
+        time : Tensor (B,)
+        class_labels : int64 Tensor (B,), optional
+        condition : Tensor (B, K, H, W)
+            Further channels of the input, for a network that sees an image.
+        free : Tensor (B, C, H, W), optional
+            Factor of the output, 0 where the state does not move.
+        """
+        if self.conditioned != (condition is not None):
+            needs = "needs an" if self.conditioned else "takes no"
+            raise ValueError(f"this network {needs} image beside the state (condition, a tensor of channels)")
+        if condition is not None:
+            x = torch.cat([x, condition.to(x)], 1)
         if self.labels is None:
             if class_labels is not None:
                 raise ValueError("this network takes no class labels: it was built without classes")
@@ -156,4 +182,42 @@ class LabelledNetwork:
                 class_labels = torch.full((len(x),), self.labels - 1, device=x.device)
             output = self.network(x, time, class_labels=class_labels.to(x.device))
         result: Tensor = output.sample
-        return result.to(torch.promote_types(result.dtype, torch.float32))
+        result = result.to(torch.promote_types(result.dtype, torch.float32))
+        return result if free is None else result * free.to(result)
+
+
+class SkipScale:
+    """Factors κ⁰, κ¹, κ² ... on the skip connections of a UNet, outermost first.
+
+    Huang, Zhou, Yan and Lin, "ScaleLong: towards more stable training of diffusion model via scaling network long
+    skip connection", NeurIPS 2023 (arXiv:2310.13545): constant scaling, κ in [0.5, 0.95].
+    """
+
+    def __init__(self, factors: tuple[float, ...]) -> None:
+        self.factors = factors
+
+    def __call__(self, block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As a hook before an up block: scale what comes over its skips."""
+        state, skips, *rest = arguments
+        scaled = tuple(skip * factor for skip, factor in zip(skips, self.factors, strict=True))
+        return (state, scaled, *rest)
+
+
+def scale_skips(network: nn.Module, factor: float) -> None:
+    """Install `SkipScale` on a UNet2DModel.
+
+    Raises
+    ------
+    ValueError
+        If the network has no skips or the factor is not in (0, 1].
+    """
+    if not 0.0 < factor <= 1.0:
+        raise ValueError(f"skip_scale must be in (0, 1], got {factor!r}")
+    blocks: Any = getattr(network, "up_blocks", None)
+    if blocks is None:
+        raise ValueError(f"skip_scale needs a network with skip connections (unet), got {type(network).__name__}")
+    place = sum(len(block.resnets) for block in blocks)
+    for block in blocks:  # the first up block takes the innermost skips, which were made last
+        place -= len(block.resnets)
+        factors = tuple(factor ** (place + number) for number in range(len(block.resnets)))
+        block.register_forward_pre_hook(SkipScale(factors))

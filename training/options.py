@@ -1,4 +1,4 @@
-"""Options of a training run: their names, defaults, presets and the checks made before any work."""
+"""Options of a training run: their names, types, defaults and help, and files of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, get_args, get_type_hints
 from pathline.interpolants import unknown_name
 
 from .files import read_json
-from .presets import DATA_PRESETS, GENERAL_PRESET, OBJECTIVES, WEIGHTING_SCHEMES
 
+AVERAGES = ("warmup", "power")
 MIXED_PRECISION = ("no", "fp16", "bf16")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
@@ -45,9 +45,27 @@ class TrainOptions:
     random_flip: bool = _option(False, "Data", "Mirror half of the images, drawn anew each time.")
     class_conditional: bool = _option(False, "Data", "Give the network the class labels.")
     class_dropout: float = _option(0.1, "Data", "Share of labels dropped, for guidance; with --class_conditional.")
+    latents: str | None = _option(None, "Data", "An .npz with latents (N, C, H, W), to be learned in place of images.")
+    latent_scale: float = _option(1.0, "Data", "Factor of the latents, as in the autoencoder's configuration.")
+    latent_shift: float = _option(0.0, "Data", "What is subtracted from the latents before.")
+    image_condition: str | None = _option(None, "Data", "super_resolution or inpainting: images to be restored.")
+    image_condition_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Data", "JSON: factor and noise, or tiles and hidden.")
+    )
+    image_start: bool = _option(False, "Data", "Start at the degraded image in place of noise; flow on a linear path.")
+    unreadable: str = _option(
+        "error", "Data", "Image files that cannot be read: error, or skip them, with their names."
+    )
     dataloader_num_workers: int = _option(0, "Data", "Processes that read images ahead, for sets not in memory.")
 
+    reflow_from: str | None = _option(None, "Reflow", "Trained folder: learn pairs of noise and what it makes of it.")
+    reflow_pairs: int = _option(10_000, "Reflow", "Pairs drawn, kept in the folder pairs of output_dir.")
+    reflow_method: str | None = _option(None, "Reflow", "Sampler of the pairs; default pathline's for the budget.")
+    reflow_nfe: int = _option(100, "Reflow", "Network evaluations of a pair.")
+
     network: str = _option("unet", "Network", "unet or dit, built from diffusers.")
+    skip_scale: float | None = _option(None, "Network", "ScaleLong: κ of the factors κ⁰, κ¹ ... on a UNet's skips.")
+    init_from: str | None = _option(None, "Network", "Trained folder whose weights are the first; same network.")
     network_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Network", "JSON: settings of the diffusers class to change.")
     )
@@ -67,12 +85,19 @@ class TrainOptions:
     time_density_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Objective", "JSON: parameters of the density.")
     )
+    direction_weight: float = _option(0.0, "Objective", "Share of 1 - cosine of the velocity over channels, added.")
     stratified_times: bool = _option(True, "Objective", "Spread the times of a batch evenly over the density.")
     weighting_scheme: str | None = _option(None, "Objective", "diffusers' name for a density or a weight.")
     logit_mean: float | None = _option(None, "Objective", "Mean of logit_normal; above 0 leans to the data.")
     logit_std: float | None = _option(None, "Objective", "Standard deviation of logit_normal.")
     mode_scale: float | None = _option(None, "Objective", "Scale of mode.")
     sigma_data: float = _option(0.5, "Objective", "Standard deviation of the data, for the edm objective.")
+
+    coupling: str = _option("independent", "Coupling", "independent, ot, sinkhorn, newton or c2ot.")
+    coupling_config: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Coupling", "JSON: parameters of the coupling.")
+    )
+    coupling_batch: int | None = _option(None, "Coupling", "Images coupled at once; default those of a step.")
 
     train_batch_size: int | None = _option(None, "Optimiser", "Images per process and micro-batch.")
     gradient_accumulation_steps: int = _option(1, "Optimiser", "Micro-batches per optimiser step.")
@@ -91,9 +116,14 @@ class TrainOptions:
     seed: int = _option(0, "Optimiser", "Seed of everything random.")
 
     use_ema: bool = _option(True, "Average", "Average the weights; the average is what is saved.")
+    ema: str = _option("warmup", "Average", "warmup: exponential, warmed up; power: EDM2's, any length afterwards.")
     ema_max_decay: float = _option(0.9999, "Average", "Upper bound of the decay.")
     ema_inv_gamma: float = _option(1.0, "Average", "Inverse gamma of the decay's warm-up.")
     ema_power: float = _option(0.75, "Average", "Power of the decay's warm-up.")
+    ema_stds: str = _option("0.05,0.1", "Average", "With power: lengths that are kept; the first is saved.")
+    ema_snapshot_steps: int | None = _option(
+        None, "Average", "With power: steps between snapshots; default 1/32 of all."
+    )
 
     checkpointing_steps: int = _option(500, "Output", "Steps between checkpoints.")
     checkpoints_total_limit: int | None = _option(2, "Output", "Checkpoints kept; the oldest go first.")
@@ -104,7 +134,8 @@ class TrainOptions:
     preview_steps: int = _option(0, "Output", "Steps between grids of samples; 0 for one at the end.")
     preview_images: int = _option(64, "Output", "Images in a preview; 0 for none.")
     preview_nfe: int = _option(20, "Output", "Network evaluations of a preview.")
-    preview_method: str = _option("dpm++", "Output", "Sampler of the previews.")
+    preview_method: str | None = _option(None, "Output", "Sampler of the previews; default pathline's for the budget.")
+    plots: bool = _option(True, "Output", "At the end, plot loss and gradient norm, also by noise level (matplotlib).")
     progress: bool = _option(True, "Output", "Show a progress bar.")
     push_to_hub: bool = _option(False, "Output", "Upload the result to the hub.")
     hub_model_id: str | None = _option(None, "Output", "Repository on the hub; default the name of output_dir.")
@@ -127,9 +158,11 @@ RUN_ONLY = frozenset(
         "preview_images",
         "preview_nfe",
         "preview_method",
+        "plots",
         "progress",
         "push_to_hub",
         "hub_model_id",
+        "ema_snapshot_steps",
         "cpu",
         "dataloader_num_workers",
         "train_data_dir",
@@ -194,85 +227,3 @@ def check_types(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {name} must be of type {kind.__name__}, got {value!r}")
         result[name] = value
     return result
-
-
-def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
-    """Fill what is not given from the presets of data set and objective, and check everything.
-
-    Raises
-    ------
-    ValueError
-        Naming the option, its value and what is allowed.
-    """
-    given = check_types({k: v for k, v in values.items() if v is not None}, "options")
-    options = TrainOptions(**given)
-    if options.dataset_name is None and options.train_data_dir is None:
-        options.dataset_name = "digits"
-    if options.objective not in OBJECTIVES:
-        raise unknown_name("objective", options.objective, OBJECTIVES)
-    _apply_scheme(options)
-    preset = {**GENERAL_PRESET, **DATA_PRESETS.get(options.dataset_name or "", {}), **OBJECTIVES[options.objective]}
-    if options.num_epochs is not None and options.max_train_steps is None:
-        preset.pop("max_train_steps")  # counted once the size of the data set is known
-    # A preset of a part belongs to the part it names: another path does not get the parameters of this one.
-    for part in ("path", "loss_weight", "time_density"):
-        if getattr(options, part) not in (None, preset[part]):
-            preset.pop(f"{part}_config", None)
-    for name, value in preset.items():
-        if getattr(options, name) is None or (name.endswith("_config") and not getattr(options, name)):
-            setattr(options, name, value)
-    if options.loss_weight == "edm":
-        options.loss_weight_config = {"sigma_data": options.sigma_data, **options.loss_weight_config}
-    _check_ranges(options)
-    return options
-
-
-def _apply_scheme(options: TrainOptions) -> None:
-    """Translate diffusers' weighting_scheme, which names a density or a weight, and the parameters of both."""
-    scheme = options.weighting_scheme
-    if scheme is not None:
-        if scheme not in WEIGHTING_SCHEMES:
-            raise unknown_name("weighting_scheme", scheme, WEIGHTING_SCHEMES)
-        for name, value in WEIGHTING_SCHEMES[scheme].items():
-            if getattr(options, name) not in (None, value):
-                raise ValueError(f"weighting_scheme {scheme!r} means {name} {value!r}, got {getattr(options, name)!r}")
-            setattr(options, name, value)
-    owners = {
-        "logit_mean": ("logit_normal", "mean"),
-        "logit_std": ("logit_normal", "std"),
-        "mode_scale": ("mode", "scale"),
-    }
-    for name, (density, key) in owners.items():
-        value = getattr(options, name)
-        if value is None:
-            continue
-        if options.time_density != density:
-            raise ValueError(f"{name} belongs to time_density {density!r}, got time_density {options.time_density!r}")
-        options.time_density_config = {**options.time_density_config, key: value}
-
-
-def _check_ranges(options: TrainOptions) -> None:
-    counts = ("train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps")
-    for name in (*counts, "preview_nfe"):
-        _require(getattr(options, name) >= 1, options, name, "at least 1")
-    for name in ("max_train_steps", "num_epochs", "checkpoints_total_limit", "resolution"):
-        value = getattr(options, name)
-        _require(value is None or value >= 1, options, name, "at least 1")
-    for name in ("lr_warmup_steps", "preview_steps", "preview_images", "dataloader_num_workers", "adam_weight_decay"):
-        _require(getattr(options, name) >= 0, options, name, "at least 0")
-    for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "sigma_data"):
-        _require(0 < getattr(options, name) < float("inf"), options, name, "a finite number above 0")
-    for name in ("adam_beta1", "adam_beta2", "class_dropout"):
-        _require(0 <= getattr(options, name) < 1, options, name, "in [0, 1)")
-    for name, allowed in (
-        ("mixed_precision", MIXED_PRECISION),
-        ("lr_scheduler", LR_SCHEDULERS),
-        ("split", ("train", "all")),
-    ):
-        if getattr(options, name) not in allowed:
-            raise unknown_name(name, getattr(options, name), allowed)
-
-
-def _require(holds: bool, options: TrainOptions, name: str, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {allowed}, got {getattr(options, name)!r}")

@@ -111,6 +111,15 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> Array:
     return weights / weights.sum()
 
 
+def misfit(stored: Sequence[Profile], weights: Array, wanted: Profile) -> float:
+    """Distance in L² between the profile of a weighted sum of stored averages and the one wanted, over its norm."""
+    gram = np.array([[overlap(a, b) for b in stored] for a in stored])
+    aims = np.array([overlap(a, wanted) for a in stored])
+    norm = overlap(wanted, wanted)
+    square = weights @ gram @ weights - 2.0 * weights @ aims + norm
+    return float(np.sqrt(max(square, 0.0) / norm))
+
+
 _SAME = 1e-9
 _STRETCH = 1.5  # beyond the stored lengths reconstructions lose their profile
 _CUT = 1e-14

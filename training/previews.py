@@ -1,4 +1,4 @@
-"""Grids of samples as PNG files."""
+"""Samples drawn while a network trains, and grids of them as PNG files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,57 @@ import math
 import os
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from pathline.samplers import START_NOISE, WrappedModel, keyed_normal, list_adaptive, plan, sample
 from pathline.samplers.files import replacing
+
+from .losses import GaussianObjective
+from .options import TrainOptions
 
 _SMALL_SIDE = 64
 _BORDER = 4
+
+
+def check_preview(options: TrainOptions, objective: GaussianObjective) -> None:
+    """Refuse a sampler that cannot run on the objective's path; ValueError says why."""
+    if options.preview_method not in list_adaptive():
+        path, prediction = objective.path, objective.prediction
+        plan(path, options.preview_method, nfe=options.preview_nfe, prediction=prediction)
+
+
+@torch.no_grad()
+def draw_preview(
+    model: WrappedModel,
+    options: TrainOptions,
+    shape: tuple[int, int, int],
+    labels: int | None,
+    device: torch.device,
+    restored: tuple[Tensor, dict[str, Tensor]] | None = None,
+) -> Tensor:
+    """Samples (B, C, H, W) of the sampler that the options name, by default the one `sample` takes for the budget.
+
+    Start and noise are keyed by the seed of the run, so that previews of two steps show the same draws. With labels
+    (the embeddings of the network, the last one for "no label") the classes come in turn. `restored` gives the start
+    and the conditions of images to be restored, for a network that sees them.
+    """
+    indices = torch.arange(options.preview_images, device=device)
+    noise = keyed_normal(shape, options.seed, indices, row=START_NOISE, device=device)
+    start, conditions = (noise, {}) if restored is None else restored
+    start = start * float(model.path.noise(0.0))
+    if labels is not None:
+        conditions = {**conditions, "class_labels": indices[: len(start)] % (labels - 1)}
+    images = sample(
+        model,
+        start,
+        method=options.preview_method,
+        nfe=options.preview_nfe,
+        model_kwargs=conditions,
+        seed=options.seed,
+    )
+    assert isinstance(images, Tensor)
+    return images
 
 
 def save_preview(path: str | os.PathLike[str], images: Tensor, columns: int | None = None) -> None:

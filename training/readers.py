@@ -47,13 +47,18 @@ class RawImages(NamedTuple):
 
 
 def read_images(
-    name: str | None, data_dir: str | os.PathLike[str] | None, split: str, resolution: int | None, crop: bool
+    name: str | None,
+    data_dir: str | os.PathLike[str] | None,
+    split: str,
+    resolution: int | None,
+    crop: bool,
+    unreadable: str = "error",
 ) -> ArraySet | FileSet:
     """Find the reader for a name or place and apply it; arguments as in `load_data`."""
     if name is None and data_dir is not None:
         place = Path(data_dir)
         if place.is_dir():
-            return read_folder(place, split, resolution, crop)
+            return read_folder(place, split, resolution, crop, unreadable)
         return _own_split(str(place), read_npz(place), split, resolution, crop)
     name = name or "digits"
     if name == "digits":
@@ -224,7 +229,9 @@ def read_image(path: str, channels: int | None = None) -> Tensor:
     return torch.from_numpy(pixels.copy() if pixels.ndim == 3 else pixels[..., None].copy()).permute(2, 0, 1)
 
 
-def read_folder(folder: Path, split: str, resolution: int | None, crop: bool) -> ArraySet | FileSet:
+def read_folder(
+    folder: Path, split: str, resolution: int | None, crop: bool, unreadable: str = "error"
+) -> ArraySet | FileSet:
     """Images below a folder, classes by sub-folder; small sets are kept in memory, others read when needed.
 
     A folder with the sub-folders "train" and "test" (or "val") is split by them.
@@ -234,15 +241,21 @@ def read_folder(folder: Path, split: str, resolution: int | None, crop: bool) ->
     presplit = "train" in parts and own_test is not None and len(parts) <= 3
     if presplit and split != "all":
         root = parts["train"] if split == "train" else own_test
-        return _folder_images(root or folder, resolution, crop)
-    whole = _folder_images(folder, resolution, crop)
+        return _folder_images(root or folder, resolution, crop, unreadable)
+    whole = _folder_images(folder, resolution, crop, unreadable)
     return whole.subset(split_indices(len(whole), split, whole.targets))
 
 
-def _folder_images(folder: Path, resolution: int | None, crop: bool) -> ArraySet | FileSet:
+def _folder_images(folder: Path, resolution: int | None, crop: bool, unreadable: str) -> ArraySet | FileSet:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not files:
         raise ValueError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
+    skipped: tuple[str, ...] = ()
+    if unreadable == "skip":
+        skipped = tuple(str(f) for f in files if not _can_be_read(str(f)))
+        files = [f for f in files if str(f) not in set(skipped)]
+        if not files:
+            raise ValueError(f"none of the {len(skipped)} images in folder {folder} can be read")
     kinds = sorted({f.parent.name for f in files if f.parent != folder})
     targets = None
     if kinds:
@@ -258,8 +271,16 @@ def _folder_images(folder: Path, resolution: int | None, crop: bool) -> ArraySet
     names = tuple(str(f) for f in files)
     if len(files) <= _IN_MEMORY and first.numel() * len(files) < 2**30:
         pixels = torch.stack([checked(name) for name in names])
-        return ArraySet(str(folder), pixels, targets, tuple(kinds))
-    return FileSet(str(folder), names, checked, shape, targets, tuple(kinds))
+        return ArraySet(str(folder), pixels, targets, tuple(kinds), skipped)
+    return FileSet(str(folder), names, checked, shape, targets, tuple(kinds), skipped)
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        read_image(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_fitted(path: str, channels: int, resolution: int | None, crop: bool) -> Tensor:

@@ -11,11 +11,18 @@ from torch import nn
 from pathline.interpolants import DiscretePath, GaussianPath, check_name, path_by_name, unknown_name
 
 from .conventions import choose_convention
-from .data import ImageSet
+from .data import ImageSet, load_data
+from .degradation import degradation_from_config
 from .densities import TimeDensity
+from .ema import NetworkAverage, WeightAverage
+from .export import load_pipeline
+from .latents import read_latents
 from .losses import GaussianObjective
-from .networks import build_network, default_config
+from .networks import build_network, default_config, scale_skips
 from .options import TrainOptions
+from .power_averages import PowerAverages
+from .reflow import PairSet
+from .resolve import degradation_config, parse_numbers
 from .weights import LossWeight
 
 _SCHEDULES = {
@@ -70,6 +77,23 @@ def make_convention(options: TrainOptions, objective: GaussianObjective) -> str:
     return choose_convention(objective.path, objective.prediction, preconditioned)
 
 
+def make_data(options: TrainOptions) -> ImageSet:
+    """The images to learn, or the pairs that take their place; errors as of `load_data` and `PairSet`."""
+    if options.reflow_from is not None:
+        settings: dict[str, Any] = {"method": options.reflow_method, "nfe": options.reflow_nfe}
+        return PairSet(options.reflow_from, options.reflow_pairs, seed=options.seed, **settings)
+    if options.latents is not None:
+        return read_latents(options.latents, options.split, options.latent_scale, options.latent_shift)
+    return load_data(
+        options.dataset_name,
+        split=options.split,
+        data_dir=options.train_data_dir,
+        resolution=options.resolution,
+        center_crop=options.center_crop,
+        unreadable=options.unreadable,
+    )
+
+
 def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
     """Build the network for the data, with weights that depend on the seed alone.
 
@@ -82,11 +106,29 @@ def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
     if classes == 0:
         raise ValueError(f"class_conditional needs labels, and data set {data.name!r} has none")
     config = default_config(options.network, data.shape, classes)
+    restored = degradation_config(options)
+    if restored is not None:
+        extra = degradation_from_config(restored).extra_channels(data.shape[0])
+        config |= {"in_channels": data.shape[0] + extra, "out_channels": data.shape[0]}
     config.update(options.network_config)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
-        return build_network(config)
+        network = build_network(config)
+    if options.skip_scale is not None:
+        scale_skips(network, options.skip_scale)
+    if options.init_from is not None:
+        _copy_weights(options.init_from, network)
+    return network
+
+
+def _copy_weights(source: str, network: nn.Module) -> None:
+    loaded: Any = load_pipeline(source).network
+    ours, theirs = ({name: tuple(p.shape) for name, p in n.state_dict().items()} for n in (network, loaded))
+    if ours != theirs:
+        odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))[:3]
+        raise ValueError(f"init_from {source!r} is another network: {', '.join(odd)} differ")
+    network.load_state_dict(loaded.state_dict())
 
 
 def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Optimizer:
@@ -100,6 +142,15 @@ def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Opt
         eps=options.adam_epsilon,
         fused=next(network.parameters()).device.type in ("cpu", "cuda"),
     )
+
+
+def make_average(options: TrainOptions, network: nn.Module) -> NetworkAverage | None:
+    """The average of the weights that the options ask for."""
+    if not options.use_ema:
+        return None
+    if options.ema == "power":
+        return PowerAverages(network, parse_numbers(options, "ema_stds"))
+    return WeightAverage(network, options.ema_max_decay, options.ema_inv_gamma, options.ema_power)
 
 
 def make_lr_schedule(options: TrainOptions, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:

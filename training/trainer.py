@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathline.samplers import START_NOISE, keyed_normal, plan, sample
-
-from .batches import DROP, FLIP, BatchPlan, KeyedDraws
+from .batches import BatchPlan
+from .card import run_card
 from .checkpoints import (
     checkpoint_folder,
     find_checkpoint,
@@ -24,24 +23,34 @@ from .checkpoints import (
     temporary_folder,
 )
 from .conventions import stock_scheduler, wrap_network
-from .data import Batch, fetch_batches, load_data
-from .ema import WeightAverage
+from .data import Batch, fetch_batches
+from .direction import loss_with_direction
 from .export import export_pipeline, push_folder
 from .files import write_json
 from .interrupts import StopRequest, stop_request
 from .networks import LabelledNetwork, label_count
-from .options import TrainOptions, resolve_options
+from .options import TrainOptions
 from .outcome import NonFiniteLossError, TrainingInterruptedError, TrainResult
-from .previews import save_preview
+from .plots import gradient_by_time, write_plots
+from .power_averages import SNAPSHOTS, PowerAverages, SnapshotWriter
+from .previews import check_preview, draw_preview, save_preview
+from .reflow import PAIRS, PairSet
+from .resolve import resolve_options
 from .run_log import RunLog
+from .samples import SampleMaker
 from .setup import (
     check_trackers,
+    make_average,
     make_convention,
+    make_data,
     make_lr_schedule,
     make_network,
     make_objective,
     make_optimizer,
 )
+from .tensor_files import written_or_removed
+
+SNAPSHOTS_OF_A_RUN = 32
 
 
 def train_model(options: TrainOptions | Mapping[str, Any] | None = None, **overrides: Any) -> TrainResult:
@@ -83,16 +92,12 @@ class Trainer:
         self.folder = Path(options.output_dir)
         self.objective = make_objective(options)
         self.objective.times(torch.tensor([0.5], dtype=torch.float64))  # refuses an unsuitable density now
+        if options.latents is not None:
+            options.preview_images = 0  # latents are not seen without their autoencoder
         if options.preview_images:  # a sampler that cannot run is refused now, not after training
-            plan(self.objective.path, options.preview_method, nfe=options.preview_nfe)
+            check_preview(options, self.objective)
         trackers = check_trackers(options.report_to)
-        self.data = load_data(
-            options.dataset_name,
-            split=options.split,
-            data_dir=options.train_data_dir,
-            resolution=options.resolution,
-            center_crop=options.center_crop,
-        )
+        self.data = make_data(options)
         network = make_network(options, self.data)
         if options.mixed_precision == "fp16" and (options.cpu or not torch.cuda.is_available()):
             raise ValueError("mixed_precision 'fp16' needs a GPU; use bf16 or no")
@@ -105,11 +110,10 @@ class Trainer:
         )
         self._plan_batches()
         self.labels = label_count(network) if options.class_conditional else None
+        self.samples = SampleMaker(options, self.data, self.plan, self.objective, self.labels)
         self.convention = make_convention(options, self.objective)
         network.to(self.accelerator.device)
-        self.average = None
-        if options.use_ema:
-            self.average = WeightAverage(network, options.ema_max_decay, options.ema_inv_gamma, options.ema_power)
+        self.average = make_average(options, network)
         optimizer = make_optimizer(options, network)
         self.lr_schedule = make_lr_schedule(options, optimizer)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
@@ -131,10 +135,10 @@ class Trainer:
         if options.max_train_steps is None:
             assert options.num_epochs is not None
             options.max_train_steps = options.num_epochs * math.ceil(len(self.data) / self.plan.global_batch)
-        self.draws = KeyedDraws(options.seed, self.plan.global_batch)
 
     def _model_of(self, network: nn.Module) -> Any:
-        labelled = LabelledNetwork(network, label_count(self.accelerator.unwrap_model(network)))
+        labels = label_count(self.accelerator.unwrap_model(network))
+        labelled = LabelledNetwork(network, labels, conditioned=self.options.image_condition is not None)
         objective, sigma_data = self.objective, self.options.sigma_data
         return wrap_network(labelled, objective.path, objective.prediction, self.convention, sigma_data)
 
@@ -145,6 +149,8 @@ class Trainer:
         self._prepare_folder()
         self._resume()
         self._say_what()
+        if isinstance(self.data, PairSet):
+            self._draw_pairs(self.data)
         with stop_request() as request, self.log.progress(self.options, self.step) as bar:
             for batches in self._steps():
                 loss = self._optimise(batches)
@@ -153,6 +159,11 @@ class Trainer:
                 self._after_step(request)
         self._finish()
         return TrainResult(self.folder, self.step, self.log.recent_loss, time.monotonic() - began)
+
+    def _draw_pairs(self, data: PairSet) -> None:
+        accelerator = self.accelerator
+        share = (accelerator.process_index, accelerator.num_processes)
+        data.draw(self.folder / PAIRS, accelerator.device, share, accelerator.wait_for_everyone)
 
     def _prepare_folder(self) -> None:
         existing = list_checkpoints(self.folder)
@@ -178,6 +189,16 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "config.json", self.options.to_dict())
         self.log.start(self.step, self.options)
+        self._start_snapshots()
+
+    def _start_snapshots(self) -> None:
+        options = self.options
+        self.snapshots = None
+        if isinstance(self.average, PowerAverages) and self.accelerator.is_main_process:
+            assert options.max_train_steps is not None
+            every = options.ema_snapshot_steps or max(1, options.max_train_steps // SNAPSHOTS_OF_A_RUN)
+            self.snapshots = SnapshotWriter(self.folder, self.bare_network, self.card(), every)
+            self.snapshots.start(self.step)
 
     def _sizes(self) -> dict[str, int]:
         """What a checkpoint must have in common with the run that goes on from it, besides the options."""
@@ -192,6 +213,8 @@ class Trainer:
             f"{self.data.name}: {objective.prediction} on path {objective.path.name}, "
             f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
         )
+        if skipped := getattr(self.data, "skipped", ()):
+            self.log.say(f"{len(skipped)} files were skipped, they cannot be read: {', '.join(skipped[:10])}")
         if stock is None:
             self.log.say(
                 f"no stock diffusers scheduler samples a {objective.prediction} network on path "
@@ -231,21 +254,9 @@ class Trainer:
 
     def _losses(self, places: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each sample, and its time; everything random is keyed by (seed, step, place)."""
-        data = batch.images.to(self.accelerator.device, non_blocking=True)
-        if self.options.random_flip:
-            flip = self.draws.uniforms(self.step, places, FLIP) < 0.5
-            data = torch.where(flip.to(data.device)[:, None, None, None], data.flip(-1), data)
-        noise = self.draws.noise(self.step, places, data)
-        draw = self.draws.stratified if self.options.stratified_times else self.draws.uniforms
-        times = self.objective.times(draw(self.step, places))
-        return self.objective(self.model, data, noise, times, self._conditions(places, batch)), times
-
-    def _conditions(self, places: Tensor, batch: Batch) -> dict[str, Tensor]:
-        if self.labels is None or batch.labels is None:
-            return {}
-        drop = self.draws.uniforms(self.step, places, DROP) < self.options.class_dropout
-        kept = torch.where(drop, self.labels - 1, batch.labels)
-        return {"class_labels": kept.to(self.accelerator.device)}
+        made = self.samples(self.step, places, batch, self.accelerator.device)
+        weight = self.options.direction_weight
+        return loss_with_direction(self.objective, weight, self.model, *made), made.times
 
     def _refuse_non_finite(self, losses: Tensor, times: Tensor) -> None:
         losses = losses.detach()
@@ -269,6 +280,9 @@ class Trainer:
         last = step == options.max_train_steps
         if step % options.logging_steps == 0 or last:
             self.log.write(step, float(self.lr_schedule.get_last_lr()[0]), self.plan.global_batch)
+        if self.snapshots is not None:
+            assert isinstance(self.average, PowerAverages)
+            self.snapshots.after_step(step, last, self.average)
         stop = self._agreed(request.asked) and not last
         if step % options.checkpointing_steps == 0 or last or stop:
             self.save_checkpoint()
@@ -291,19 +305,21 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write `checkpoint-<step>` whole, then remove the oldest beyond the limit."""
-        temporary = temporary_folder(self.folder, self.step)
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
+        temporary, target = temporary_folder(self.folder, self.step), checkpoint_folder(self.folder, self.step)
+        with written_or_removed(temporary, target):
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                if self.average is not None:
+                    self.average.save(temporary)
+                state = {
+                    "step": self.step,
+                    "sizes": self._sizes(),
+                    "lr_schedule": self.lr_schedule.state_dict(),
+                    "options": self.options.to_dict(),
+                }
+                finish_checkpoint(temporary, target, state)
         if self.accelerator.is_main_process:
-            if self.average is not None:
-                self.average.save(temporary)
-            state = {
-                "step": self.step,
-                "sizes": self._sizes(),
-                "lr_schedule": self.lr_schedule.state_dict(),
-                "options": self.options.to_dict(),
-            }
-            finish_checkpoint(temporary, checkpoint_folder(self.folder, self.step), state)
             remove_old(self.folder, self.options.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -311,21 +327,22 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         options, device = self.options, self.accelerator.device
-        indices = torch.arange(options.preview_images, device=device)
-        noise = keyed_normal(self.data.shape, options.seed, indices, row=START_NOISE, device=device)
-        start = noise * float(self.objective.path.noise(0.0))
-        labels = {} if self.labels is None else {"class_labels": indices % (self.labels - 1)}
-        with self._final_weights(), torch.no_grad():
-            images = sample(
-                self._model_of(self.bare_network),
-                start,
-                method=options.preview_method,
-                nfe=options.preview_nfe,
-                model_kwargs=labels,
-                seed=options.seed,
-            )
-        assert isinstance(images, Tensor)
+        restored = None
+        if options.image_condition is not None:
+            restored = self.samples.preview(self.data, options.preview_images, device)
+        with self._final_weights():
+            model = self._model_of(self.bare_network)
+            images = draw_preview(model, options, self.data.shape, self.labels, device, restored)
         save_preview(self.folder / "previews" / f"step-{self.step:06d}.png", images)
+
+    def _plot(self) -> None:
+        options, device = self.options, self.accelerator.device
+        places = torch.arange(min(options.train_batch_size or 1, self.plan.global_batch))
+        batch = self.data.__getitems__(self.plan.indices(self.step, places))
+        made = self.samples(self.step, places, batch, device)
+        norms = gradient_by_time(self.objective, self._model_of(self.bare_network), self.bare_network, made)
+        if (problem := write_plots(self.folder, norms)) is not None:
+            self.log.say(problem)
 
     def _final_weights(self) -> Any:
         from contextlib import nullcontext
@@ -337,36 +354,26 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self._final_weights():
                 name = export_pipeline(self.bare_network, self.folder, self.card())
+            if options.plots:
+                self._plot()
             self.log.say(f"saved {self.folder} ({name or 'network only'})")
             if options.push_to_hub:
-                push_folder(self.folder, options.hub_model_id, private_parts=["checkpoint-*", f"{options.logging_dir}"])
+                push_folder(
+                    self.folder,
+                    options.hub_model_id,
+                    private_parts=["checkpoint-*", f"{options.logging_dir}", SNAPSHOTS],
+                )
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def card(self) -> dict[str, Any]:
         """Content of pathline.json: what was trained, on what, and how."""
-        options = self.options
-        conditional = self.labels is not None
+        return run_card(self.options, self.objective, self.data, self.convention, self._progress())
+
+    def _progress(self) -> dict[str, Any]:
         return {
-            "path": self.objective.path.config(),
-            "prediction": self.objective.prediction,
-            "convention": self.convention,
-            "sigma_data": options.sigma_data,
-            "classes": list(self.data.classes) if conditional else None,
-            "null_label": self.labels - 1 if self.labels is not None and options.class_dropout > 0 else None,
-            "data": {
-                "name": options.dataset_name or options.train_data_dir,
-                "split": options.split,
-                "images": len(self.data),
-                "shape": list(self.data.shape),
-                "resolution": options.resolution,
-                "center_crop": options.center_crop,
-            },
-            "training": {
-                "steps": self.step,
-                "images_per_step": self.plan.global_batch,
-                "weights": "ema" if self.average is not None else "last",
-                "objective": self.objective.config(),
-                "options": options.to_dict(),
-            },
+            "steps": self.step,
+            "images_per_step": self.plan.global_batch,
+            "weights": "ema" if self.average is not None else "last",
+            "labels": self.labels,
         }

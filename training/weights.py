@@ -205,6 +205,48 @@ class SigmoidWeight(LossWeight):
 
 
 @dataclass(frozen=True)
+class EDMMonotonic(LossWeight):
+    """The effective weight of EDM, held at its largest value below the log-SNR of its peak.
+
+    w = N(log SNR; -2 mean, (2 std)^2) (1 + 1 / (SNR sigma_data^2)) from the peak on, whatever the time density, with
+    the parameters of the EDM objective it is made from (Kingma and Gao 2023).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    sigma_data: float = 0.5
+
+    name: ClassVar[str] = "edm_monotonic"
+    needs_level_density: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.mean, int | float) and math.isfinite(self.mean)):
+            raise ValueError(f"mean of a loss weight must be a finite number, got {self.mean!r}")
+        _check_above_zero("std", self.std)
+        _check_above_zero("sigma_data", self.sigma_data)
+
+    def _log_weight(self, level: Tensor) -> Tensor:
+        scaled = (level + 2 * self.mean) / (2 * self.std)
+        constant = math.log(2 * self.std * math.sqrt(2 * math.pi))
+        return torch.nn.functional.softplus(-level - 2 * math.log(self.sigma_data)) - 0.5 * scaled.square() - constant
+
+    @property
+    def peak(self) -> float:
+        """Log-SNR at which the weight of EDM is largest."""
+        # The slope has the sign of -4 std^2 (1 - sigmoid(.)) - (level + 2 mean), so the peak lies in this interval.
+        low, high = -2 * self.mean - 4 * self.std**2, -2 * self.mean
+        for _ in range(3):  # each round narrows the interval a thousandfold around the highest point of a grid
+            grid = torch.linspace(low, high, 2001, dtype=torch.float64)
+            best, step = float(grid[self._log_weight(grid).argmax()]), (high - low) / 2000
+            low, high = best - step, best + step
+        return best
+
+    def _on_noise_error(self, point: PathPoint, level_density: Tensor | None) -> Tensor:
+        density = _required(level_density, self)
+        return self._log_weight((2 * point.lam).clamp(min=self.peak)).exp() / density
+
+
+@dataclass(frozen=True)
 class InverseNoise(_OwnErrorWeight):
     """1 / noise^2 on the loss's own error: `sigma_sqrt` of the diffusers training scripts, at most `limit`."""
 
@@ -227,6 +269,29 @@ class CosMapWeight(_OwnErrorWeight):
 
     def _on_own_error(self, point: PathPoint) -> Tensor:
         return 2 / (math.pi * (1 - 2 * point.noise + 2 * point.noise.square()))
+
+
+@dataclass(frozen=True)
+class LatentPower:
+    """Weight on interpolants and bridges: the standard deviation of their noise to a power, at most `limit`.
+
+    Power 2 turns the error of the score into that of the latent noise; power -1 with limit 5 is the weight of the
+    consecutive Brownian bridge.
+    """
+
+    power: float = 0.0
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.power, int | float) and math.isfinite(self.power)):
+            raise ValueError(f"power of a latent weight must be a finite number, got {self.power!r}")
+        if self.limit is not None:
+            _check_above_zero("limit", self.limit)
+
+    def __call__(self, std: Tensor) -> Tensor:
+        """Weight where the noise has standard deviation `std`, of its shape."""
+        weight = std.pow(self.power)
+        return weight if self.limit is None else weight.clamp(max=self.limit)
 
 
 def _required(level_density: Tensor | None, weight: LossWeight) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import check_name
 from .costs import Cost, squared_distance
 from .entropic import Array, sinkhorn
-from .newton_sparse import newton_sparse
+from .newton import newton_sparse
 
 
 class Pairs(NamedTuple):
@@ -81,6 +81,9 @@ class TransportCoupling:
         (n, ...), (m, ...) -> (n, m).
     tolerance : float
         Marginal error of entropic plans.
+    each_data : bool
+        Of an entropic plan, one pair for each data sample in their order, its base drawn given it, in place of n
+        independent pairs: a pair has the same law, no data sample is left out, and labels stay where they are.
 
     Raises
     ------
@@ -92,6 +95,7 @@ class TransportCoupling:
     regularisation: float = 0.05
     cost: Cost = squared_distance
     tolerance: float = 1e-6
+    each_data: bool = False
 
     def __post_init__(self) -> None:
         check_name("plan", self.plan, PLANS)
@@ -105,13 +109,14 @@ class TransportCoupling:
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Pairs:
-        """The assignment in the order of the data, or n independent draws from the plan."""
+        """The assignment in the order of the data, or draws from the plan."""
         check_batches(base, data)
         cost = self.cost(base, data).cpu().numpy()
         if self.plan == "exact":
             return assigned(cost)
         solve = sinkhorn if self.plan == "sinkhorn" else newton_sparse
-        return drawn(solve(cost, self.regularisation, tolerance=self.tolerance).matrix, len(base), generator)
+        found = solve(cost, self.regularisation, tolerance=self.tolerance).matrix
+        return drawn_for_data(found, generator) if self.each_data else drawn(found, len(base), generator)
 
 
 def assigned(cost: Array) -> Pairs:
@@ -130,6 +135,14 @@ def drawn(plan: Array, count: int, generator: torch.Generator | None = None) -> 
     rows = np.cumsum(plan[base], axis=1)
     data = (rows < (uniforms[1] * rows[:, -1])[:, None]).sum(1).clip(max=plan.shape[1] - 1)
     return Pairs(torch.from_numpy(base), torch.from_numpy(data))
+
+
+def drawn_for_data(plan: Array, generator: torch.Generator | None = None) -> Pairs:
+    """A pair for each data sample of a plan (n, m): a base sample by its weight given the data."""
+    uniforms = torch.rand(plan.shape[1], dtype=torch.float64, generator=generator).numpy()
+    columns = np.cumsum(plan, axis=0)
+    base = (columns < uniforms * columns[-1]).sum(0).clip(max=plan.shape[0] - 1)
+    return Pairs(torch.from_numpy(base), torch.arange(plan.shape[1]))
 
 
 def _inverse(cumulative: Array, places: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

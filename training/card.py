@@ -1,0 +1,42 @@
+"""What pathline.json says of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .data import ImageSet
+from .losses import GaussianObjective
+from .options import TrainOptions
+from .resolve import degradation_config
+
+
+def run_card(
+    options: TrainOptions, objective: GaussianObjective, data: ImageSet, convention: str, progress: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of pathline.json: what was trained, on what, and how.
+
+    `progress` has steps, images_per_step, weights ("ema" or "last") and labels (label embeddings or None).
+    """
+    rest = dict(progress)
+    labels = rest.pop("labels")
+    return {
+        "path": objective.path.config(),
+        "prediction": objective.prediction,
+        "convention": convention,
+        "sigma_data": options.sigma_data,
+        "classes": None if labels is None else list(data.classes),
+        "null_label": labels - 1 if labels is not None and options.class_dropout > 0 else None,
+        "image_condition": degradation_config(options),
+        "skip_scale": options.skip_scale,
+        "latents": None if options.latents is None else {"scale": options.latent_scale, "shift": options.latent_shift},
+        "data": {
+            "name": options.dataset_name or options.train_data_dir or options.latents,
+            "split": options.split,
+            "images": len(data),
+            "shape": list(data.shape),
+            "resolution": options.resolution,
+            "center_crop": options.center_crop,
+        },
+        "training": {**rest, "objective": objective.config(), "options": options.to_dict()},
+    }

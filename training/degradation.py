@@ -1,0 +1,97 @@
+"""Images that a network is to restore: what it sees of them, and where its flow starts.
+
+Super-resolution and in-painting as data-dependent couplings (Albergo et al. 2024, arXiv:2310.03725), or, from plain
+noise, as channels beside the state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.interpolants import InpaintingBase, SuperResolutionBase, check_name, unknown_name
+
+DEGRADATIONS: dict[str, type[InpaintingBase] | type[SuperResolutionBase]] = {
+    "super_resolution": SuperResolutionBase,
+    "inpainting": InpaintingBase,
+}
+"""Classes of the degradations by name."""
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A degradation and how it enters the model.
+
+    Parameters
+    ----------
+    base : SuperResolutionBase or InpaintingBase
+    start : bool
+        Start the flow at the degraded image; else at noise. The network sees the image either way.
+    """
+
+    base: SuperResolutionBase | InpaintingBase
+    start: bool = False
+
+    @property
+    def tiles(self) -> int | None:
+        """Side of the grid of uniforms that the degradation takes; None if it takes none."""
+        return self.base.tiles if isinstance(self.base, InpaintingBase) else None
+
+    def extra_channels(self, channels: int) -> int:
+        """Channels of the network's input besides the state: the image seen, and the mask of an in-painting."""
+        return channels + (self.tiles is not None)
+
+    def __call__(self, data: Tensor, noise: Tensor, uniforms: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Start of the flow (B, C, H, W), and keyword arguments of the model.
+
+        Parameters
+        ----------
+        data, noise : Tensor (B, C, H, W)
+        uniforms : Tensor (B, tiles, tiles), for in-painting
+
+        Raises
+        ------
+        ValueError
+            Sides that the factor or the tiles do not divide.
+        """
+        if isinstance(self.base, SuperResolutionBase):
+            made = self.base(data, noise)
+            seen = made.condition
+        else:
+            assert uniforms is not None
+            made = self.base(data, noise, uniforms.to(data))
+            assert made.free is not None
+            seen = torch.cat([made.condition, made.free[:, :1]], 1)
+        conditions = {"condition": seen}
+        if self.start and made.free is not None:
+            conditions["free"] = made.free
+        return (made.base if self.start else noise), conditions
+
+    def config(self) -> dict[str, Any]:
+        """Name, parameters and start, for JSON; `degradation_from_config` reads it."""
+        name = next(name for name, kind in DEGRADATIONS.items() if isinstance(self.base, kind))
+        return {"name": name, "start": self.start, **asdict(self.base)}
+
+
+def degradation_from_config(config: Mapping[str, Any]) -> Degradation:
+    """Make a degradation from its name, start and parameters.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown or not possible.
+    """
+    rest = dict(config)
+    name, start = rest.pop("name"), rest.pop("start", False)
+    kind = DEGRADATIONS[check_name("image_condition", name, DEGRADATIONS)]
+    known = [field.name for field in fields(kind)]
+    for key, value in rest.items():
+        if key not in known:
+            raise unknown_name(f"parameter of {name!r}", key, known)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{key}={value!r} of {name!r} must be a number")
+    return Degradation(kind(**rest), bool(start))

@@ -1,0 +1,130 @@
+"""What a step trains on: images with their noises, times and conditions, all keyed by (seed, step, place)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pathline.interpolants import coupling_by_name
+
+from .batches import DROP, BatchPlan, KeyedDraws
+from .coupled_noise import CoupledNoise
+from .data import Batch, ImageSet
+from .degradation import degradation_from_config
+from .losses import GaussianObjective
+from .options import TrainOptions
+from .resolve import degradation_config
+
+
+class Samples(NamedTuple):
+    """One micro-batch, ready for the objective.
+
+    Attributes
+    ----------
+    data, noise : Tensor (B, C, H, W)
+    times : float64 Tensor (B,)
+    conditions : dict
+        Keyword arguments of the model.
+    """
+
+    data: Tensor
+    noise: Tensor
+    times: Tensor
+    conditions: dict[str, Tensor]
+
+
+class SampleMaker:
+    """Makes the samples of a micro-batch from its images.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        Resolved.
+    data : ImageSet
+    plan : BatchPlan
+    objective : GaussianObjective
+    labels : int, optional
+        Label embeddings of the network, the last one for "no label"; None without classes.
+
+    Raises
+    ------
+    ValueError
+        If the coupling cannot be made for this data.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        data: ImageSet,
+        plan: BatchPlan,
+        objective: GaussianObjective,
+        labels: int | None,
+    ) -> None:
+        self.options, self.plan, self.objective, self.labels = options, plan, objective, labels
+        self.draws = KeyedDraws(options.seed, plan.global_batch)
+        self.coupled = self._coupled(data)
+        config = degradation_config(options)
+        self.degrade = None if config is None else degradation_from_config(config)
+        if self.degrade is not None:  # refuses sides that cannot be divided
+            blank = torch.zeros(1, *data.shape)
+            self.degrade(blank, blank, self._tiles(0, torch.arange(1)))
+
+    def _coupled(self, data: ImageSet) -> CoupledNoise | None:
+        options = self.options
+        if options.coupling == "independent":
+            return None
+        if options.coupling == "c2ot" and not data.classes:
+            raise ValueError(f"coupling 'c2ot' needs labels, and data set {data.name!r} has none")
+        settings = coupling_settings(options)
+        make = partial(coupling_by_name, options.coupling, **settings)
+        block = options.coupling_batch or self.plan.global_batch
+        return CoupledNoise(data, self.plan, self.draws, make, block=block, flipped=options.random_flip)
+
+    def __call__(self, step: int, places: Tensor, batch: Batch, device: torch.device) -> Samples:
+        """Samples at these places of the global batch of optimiser step `step`."""
+        options = self.options
+        data = batch.images.to(device, non_blocking=True)
+        if options.random_flip:
+            flip = self.draws.flips(step, places)
+            data = torch.where(flip.to(device)[:, None, None, None], data.flip(-1), data)
+        draw = self.draws.stratified if options.stratified_times else self.draws.uniforms
+        times = self.objective.times(draw(step, places))
+        given = None if batch.noise is None else batch.noise.to(device, non_blocking=True)
+        noise = self._noise(step, places, data) if given is None else given
+        conditions = self._conditions(step, places, batch, device)
+        if self.degrade is not None:
+            noise, images = self.degrade(data, noise, self._tiles(step, places))
+            conditions |= images
+        return Samples(data, noise, times, conditions)
+
+    def preview(self, data: ImageSet, count: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Start and conditions to restore the first `count` images, with the noises of step 0."""
+        assert self.degrade is not None
+        places = torch.arange(min(count, len(data)))
+        images = data.__getitems__(places.tolist()).images.to(device)
+        return self.degrade(images, self.draws.noise(0, places, images), self._tiles(0, places))
+
+    def _tiles(self, step: int, places: Tensor) -> Tensor | None:
+        assert self.degrade is not None
+        return None if self.degrade.tiles is None else self.draws.tiles(step, places, self.degrade.tiles)
+
+    def _noise(self, step: int, places: Tensor, data: Tensor) -> Tensor:
+        if self.coupled is None:
+            return self.draws.noise(step, places, data)
+        return self.draws.noise_at(self.coupled.partners(self.plan.positions(step, places)), data)
+
+    def _conditions(self, step: int, places: Tensor, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        if self.labels is None or batch.labels is None:
+            return {}
+        drop = self.draws.uniforms(step, places, DROP) < self.options.class_dropout
+        kept = torch.where(drop, self.labels - 1, batch.labels)
+        return {"class_labels": kept.to(device)}
+
+
+def coupling_settings(options: TrainOptions) -> dict[str, object]:
+    """Parameters of the options' coupling; entropic plans give one pair to each image."""
+    entropic = options.coupling in ("sinkhorn", "newton")
+    return {**({"each_data": True} if entropic else {}), **options.coupling_config}
