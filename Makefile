@@ -74,6 +74,8 @@ docs: $(STAMP) ## write the table in README.md and the pages of docs/ anew (minu
 	$(BIN)/pathline zoo --quiet --out docs/zoo
 	$(BIN)/python tests/golden_table.py --out docs/goldens.md
 	$(BIN)/pathline agree --quiet --out docs/diffusers.md
+	$(BIN)/python -c "from pathlib import Path; from pathline.training.elbo_view import update_page as write; \
+	  write(Path('docs/losses.md'))"
 
 clean: ## remove the environment, caches and build products; out/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
