@@ -15,7 +15,7 @@ from pathline.evals.images import save_samples
 from pathline.evals.records import RecordFile
 from pathline.samplers import Table, list_adaptive, list_methods
 
-COMMANDS = set("train ema sweep report rerun stats methods inspect rank sample bench demo".split())
+COMMANDS = {"train", "ema", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench"}
 
 
 Run = Callable[..., tuple[int, str, str]]
