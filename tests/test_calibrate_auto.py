@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pathline.interpolants import GaussianMixture, LinearPath, VPPath
+from pathline.interpolants import Gaussian, GaussianMixture, LinearPath, VPPath
 from pathline.samplers import sample
+from pathline.samplers.analysis import Spectrum
 from pathline.samplers.anchors import missing_anchors
 from pathline.samplers.calibrate import auto, fitters
 from pathline.samplers.calibrate.auto import Trial, choose
@@ -50,7 +51,19 @@ def test_a_small_budget_gives_an_untuned_table_and_says_what_was_left_out() -> N
     assert choice.error <= choice.untuned_error
     left_out = [t for t in choice.trials if t.table is None]
     assert left_out
-    assert all("budget=900" in t.note and math.isinf(t.error) for t in left_out)
+    assert all(math.isinf(t.error) and ("budget=900" in t.note or "data's covariance" in t.note) for t in left_out)
+
+
+def test_tables_from_the_covariance_cost_no_more_than_their_hold_out() -> None:
+    path, variances, mean = LinearPath(), torch.logspace(-2.0, 0.5, 6), torch.linspace(-1.0, 1.0, 6)
+    network = Gaussian(mean, torch.diag(variances)).as_model(path, "data")
+    x = path.prior((24, 6), torch.Generator().manual_seed(0), dtype=torch.float64)
+    bed = Problem(network, path)
+    choice = choose(bed, x, 4, hold_out=8, method="gaussian", spectrum=Spectrum.of(variances.numpy(), mean.numpy()))
+    assert [t.calls for t in choice.trials if t.tuned] == [8 * 4, 8 * 4]
+    assert choice.error < 0.5 * choice.untuned_error
+    with pytest.raises(ValueError, match="needs the data's covariance"):
+        choose(bed, x, 4, hold_out=8, method="gaussian")
 
 
 def test_what_cannot_be_judged_is_refused_before_the_first_call() -> None:

@@ -15,7 +15,10 @@ from pathline.evals.images import save_samples
 from pathline.evals.records import RecordFile
 from pathline.samplers import Table, list_adaptive, list_methods
 
-COMMANDS = {"train", "ema", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench"}
+COMMANDS = {"train", "ema", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench"} | {
+    "demo",
+    "calibrate",
+}
 
 
 Run = Callable[..., tuple[int, str, str]]

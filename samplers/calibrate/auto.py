@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pathline.interpolants import unknown_name
 
+from ..analysis import Spectrum
 from ..anchors import missing_anchors
 from ..fitted import described_fit
 from ..grids import make_nodes
@@ -107,6 +108,7 @@ def choose(
     arrays: bool = True,
     analytic: bool = True,
     condition_means: bool = False,
+    spectrum: Spectrum | None = None,
     chunk: int | None = None,
     facts: dict[str, Any] | None = None,
     report: Callable[[Trial], None] | None = None,
@@ -136,6 +138,8 @@ def choose(
         flow pipelines run no others.
     condition_means : bool
         True admits tables that must be given the mean of each sample's condition when they are run.
+    spectrum : Spectrum, optional
+        Of the data: admits tables fitted to it without a network call.
     chunk : int, optional
         Largest batch given to the network.
     facts : dict of JSON values, optional
@@ -169,7 +173,7 @@ def choose(
     allowed = {"arrays": arrays, "analytic": analytic, "condition_means": condition_means}
     search = _Search(problem, x_init, nfe, held, allowed, chunk, report, parts or Parts())
     search.untuned()
-    search.fits(AUTO if method == "auto" else (method,))
+    search.fits(AUTO if method == "auto" else (method,), spectrum)
     tried = sorted((t for t in search.trials if t.table is not None), key=lambda t: t.error)
     candidates = tried if method == "auto" else [t for t in tried if t.tuned]
     if not candidates:
@@ -288,7 +292,7 @@ class _Search:
             spent = self.problem.calls - before + few * tables[name].evaluations
             self.note(Trial(name, float(np.concatenate(errors).mean()), spent, tables[name]))
 
-    def fits(self, methods: tuple[str, ...]) -> None:
+    def fits(self, methods: tuple[str, ...], spectrum: Spectrum | None) -> None:
         """All fits of the named kinds, on the levels of the best untuned candidate or on levels of their own."""
         # what is fitted calls the network at every level, so an analytic first step would be a level too many
         best = min((t for t in self.trials if _levels(t.table) == self.nfe), key=lambda t: t.error, default=None)
@@ -296,9 +300,8 @@ class _Search:
             return
         levels = best.table.nodes
         nodes = Nodes(levels["signal"], levels["noise"], levels["time"], self.problem.path)
-        task = FitTask(
-            self.fitted, self.starts, self.nfe, nodes, best.name, self.reference, chunk=self.chunk, **self.allowed
-        )
+        told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, **self.allowed}
+        task = FitTask(self.fitted, self.starts, self.nfe, nodes, best.name, self.reference, **told)
         for method in methods:
             for name, fit in FITTERS[method](task):
                 self.attempt(name, fit)

@@ -8,6 +8,7 @@ from functools import cache, partial
 
 from torch import Tensor
 
+from ..analysis import Spectrum
 from ..ems import ModelStatistics
 from ..nodes import Nodes
 from ..sampling import plan
@@ -17,6 +18,7 @@ from .bns import bespoke_solver
 from .compensation import search_ratios
 from .decision_search import search_steps
 from .decisions import DecisionSpace
+from .gaussian_optimal import gaussian_table
 from .gradient import train_rows
 from .integration import fit_integration
 from .ld3 import learn_levels
@@ -29,6 +31,7 @@ from .trajectories import Problem
 _RATIO_SAMPLES = 10  # as published
 _GROUPS = (1, 3)
 _STATISTICS_LEVELS, _STATISTICS_BATCH = 61, 64
+_SHRINKAGES = (1e-3, 1e-6)
 _HELD = 0.25  # of the trajectories decide within a fit
 
 
@@ -58,6 +61,8 @@ class FitTask:
         Whether it may need an anchor at run time, the mean of each sample's condition.
     chunk : int, optional
         Largest batch given to the network.
+    spectrum : Spectrum, optional
+        Of the data, for tables that need no network call.
     """
 
     problem: Problem
@@ -70,11 +75,23 @@ class FitTask:
     analytic: bool = True
     condition_means: bool = False
     chunk: int | None = None
+    spectrum: Spectrum | None = None
 
 
 Fit = Callable[[], Table]
 Fitter = Callable[[FitTask], Iterator[tuple[str, Fit]]]
 """The fits of one kind, each with the name of its candidate; they raise ValueError where they are not possible."""
+
+
+def _gaussian(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit(shrinkage: float) -> Table:
+        if task.spectrum is None:
+            raise ValueError("it needs the data's covariance (spectrum=..., or --stats)")
+        options = {"order": 2, "afs": "unit" if task.analytic else False}
+        return gaussian_table(task.problem.path, task.nfe, task.spectrum, options=options, shrinkage=shrinkage).table
+
+    for shrinkage in _SHRINKAGES:
+        yield f"rows from the data's covariance, ridge {shrinkage:g}", partial(fit, shrinkage)
 
 
 def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
@@ -177,6 +194,7 @@ def _searched(task: FitTask) -> Iterator[tuple[str, Fit]]:
 
 
 FITTERS: dict[str, Fitter] = {
+    "gaussian": _gaussian,
     "learned": _learned,
     "iia": _integration,
     "dc": _compensation,
@@ -189,5 +207,5 @@ FITTERS: dict[str, Fitter] = {
     "s3": _searched,
 }
 """By the names that `choose` and `pathline calibrate --method` take."""
-AUTO = ("learned", "iia", "dc", "gits")
+AUTO = ("gaussian", "learned", "iia", "dc", "gits")
 """What "auto" tries, in this order: fits that need no gradient and pay for themselves within small budgets."""
