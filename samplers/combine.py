@@ -36,6 +36,10 @@ class Combiner:
         self._numbers: dict[float, Tensor] = {}
         self._lasting = lasting if device.type == "cpu" else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arrays, which other processes know under other ids."""
+        return {**self.__dict__, "_arrays": {}}
+
     def __call__(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None = None) -> Tensor:
         """A new tensor, or `out`; zeros for no terms. `values` holds tensors of one shape, `out` not among them."""
         if not terms:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pathline.samplers.schedulers import DDIMScheduler, PathlineScheduler, UniPCScheduler
+from pathline.samplers.schedulers import (
+    DDIMScheduler,
+    DPMSolverPPScheduler,
+    HeunScheduler,
+    PathlineScheduler,
+    UniPCScheduler,
+)
 from support.schedulers import latents, make, network
 
 METHODS = ("unipc", "dpm++", "ddim", "deis", "heun", "sa", "euler-ancestral")
@@ -131,6 +137,48 @@ def test_shapes_are_compared_in_every_step() -> None:
         x = scheduler.step(output, t, x).prev_sample
 
 
+@pytest.mark.parametrize("shape", [(4, 2, 4, 4), (1, 8, 4, 4)])
+def test_shapes_of_as_many_values_are_told_apart(shape: tuple[int, ...]) -> None:
+    scheduler = UniPCScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    t = scheduler.timesteps
+    with pytest.raises(ValueError, match="they must be the same"):
+        scheduler.step(torch.tanh(x).reshape(shape), t[0], x)
+    for k in range(2):
+        x = scheduler.step(torch.tanh(x), t[k], x).prev_sample
+    other = x.reshape(shape)
+    with pytest.raises(ValueError, match=r"do the same to scheduler\.model_outputs"):
+        scheduler.step(torch.tanh(other), t[2], other)
+
+
+def test_a_data_prediction_not_yet_taken_is_that_of_before_an_edit_of_the_history() -> None:
+    found = []
+    for taken_first in (True, False):
+        scheduler, x = make("flow", method="unipc"), latents()
+        scheduler.set_timesteps(5)
+        for t in scheduler.timesteps[:3]:
+            pair = scheduler.step(network(x, t), t, x, return_dict=False)
+            x = pair[0]
+        before = pair[1] if taken_first else None
+        for register in scheduler.model_outputs:
+            register.mul_(0.5)  # type: ignore[union-attr]
+        found.append(before if taken_first else pair[1])
+    assert torch.equal(*found)
+
+
+def test_options_survive_a_change_of_class_and_a_file(tmp_path: Any) -> None:
+    source = PathlineScheduler().config
+    third = DPMSolverPPScheduler.from_config(source, pathline={"options": {"order": 3}})
+    third.save_pretrained(tmp_path)
+    for again in (DPMSolverPPScheduler.from_pretrained(tmp_path), DPMSolverPPScheduler.from_config(third.config)):
+        again.set_timesteps(6)
+        assert (again.table.method, again.table.options["order"]) == ("dpm++", 3)
+    back = PathlineScheduler.from_config(HeunScheduler.from_config(source).config)
+    back.set_timesteps(4)
+    assert back.table.method == "heun"
+
+
 def test_a_default_device_elsewhere_leaves_no_trace() -> None:
     ends = []
     for default in ("cpu", "meta"):
@@ -164,8 +212,11 @@ def test_forward_derivatives_of_large_states() -> None:
     torch.testing.assert_close(tangent, loop(torch.ones_like(x)), rtol=1e-5, atol=1e-5)  # the loop is linear
 
 
-@pytest.mark.parametrize(("method", "begin"), [("unipc", 0), ("unipc", 1), ("ddpm", 0)])
-def test_a_fresh_scheduler_compiles(method: str, begin: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "begin", "mode"),
+    [("unipc", 0, torch.no_grad), ("euler", 1, torch.inference_mode), ("ddpm", 0, torch.enable_grad)],
+)
+def test_a_fresh_scheduler_compiles(method: str, begin: int, mode: Any) -> None:
     """Nothing of a run may be left to be made inside of the compiled loop."""
     scheduler = make("betas", method=method, seed=1)
     scheduler.set_timesteps(4)
@@ -177,7 +228,8 @@ def test_a_fresh_scheduler_compiles(method: str, begin: int) -> None:
             x = scheduler.step(torch.tanh(x), t, x, return_dict=False)[0]
         return x
 
-    found = torch.compile(loop, fullgraph=True, backend="aot_eager")(latents(dtype=torch.float32))
+    with mode():
+        found = torch.compile(loop, fullgraph=True, backend="aot_eager")(latents(dtype=torch.float32))
     scheduler.set_timesteps(4)
     scheduler.set_begin_index(begin)
     torch.testing.assert_close(found, loop(latents(dtype=torch.float32)), rtol=1e-5, atol=1e-5)

@@ -22,46 +22,16 @@ from pathline.training import (
     load_pipeline,
     read_config,
     resolve_options,
-    train_model,
 )
 from pathline.training.cli import add_to
 from pathline.training.trainer import Trainer
-
-TINY = {
-    "network_config": {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 8},
-    "train_batch_size": 8,
-    "max_train_steps": 6,
-    "lr_warmup_steps": 2,
-    "preview_images": 0,
-    "plots": False,
-    "progress": False,
-    "cpu": True,
-}
+from support.training_runs import TINY, fresh_accelerate, losses, run, same, weights
 
 
 @pytest.fixture(autouse=True)
 def accelerate_state() -> Iterator[None]:
-    from accelerate.state import AcceleratorState, PartialState
-
-    yield
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-
-
-def run(folder: Path, **options: Any) -> Path:
-    return train_model({**TINY, "output_dir": str(folder), **options}).folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    with fresh_accelerate():
+        yield
 
 
 @pytest.mark.parametrize(

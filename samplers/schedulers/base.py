@@ -138,7 +138,10 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             config = cls._switched(config)
             config = complete_config(config, {key: kwargs.pop(key) for key in HIDDEN_KEYS if key in kwargs})
             kwargs = with_stock_solver(config, kwargs, cls.default_pathline)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        # diffusers registers what the source's class did not show once more, and with it the source's name
+        (made[0] if return_unused_kwargs else made).register_to_config(**{CLASS: cls.__name__})
+        return made
 
     @classmethod
     def _switched(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:

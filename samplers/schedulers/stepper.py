@@ -154,7 +154,7 @@ class Stepper:
 
     def begin(self, output: Tensor, sample: Tensor) -> Call:
         """Take over what the pipeline made of the state; returns the call that is due."""
-        if output.numel() != sample.numel():  # as telling as the shapes, and faster
+        if output.shape != sample.shape:
             raise ValueError(
                 f"model_output has shape {tuple(output.shape)} and sample {tuple(sample.shape)}; they must be the same "
                 "(a network that predicts a variance too gives twice the channels: pass the first half)"
@@ -165,10 +165,19 @@ class Stepper:
             self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
+            self._check_shapes(sample)
         if self._adopted:  # the pipeline may write its next state over this one
             kept = [value for value, tensor in self.values.items() if tensor is sample and value not in call.frees]
             self.values.update((value, sample.clone()) for value in kept)
         return call
+
+    def _check_shapes(self, sample: Tensor) -> None:
+        for value, tensor in self.values.items():
+            if tensor.shape != sample.shape:
+                raise ValueError(
+                    f"sample has shape {tuple(sample.shape)}, but register {value} has {tuple(tensor.shape)}; "
+                    "a pipeline that cuts its latents in mid-run must do the same to scheduler.model_outputs"
+                )
 
     def end(self, call: Call, state: Tensor, data: Prediction) -> tuple[Tensor, Prediction]:
         """Go on to the next call, with `state` in the pipeline's hands."""
@@ -233,11 +242,16 @@ class Stepper:
         if call.data is None:
             return self._from_register(call, output.dtype)
         assert call.data
-        grad = torch.is_grad_enabled() or query.is_inference() or raw.is_inference()
-        if query.device.type != "cpu" or torch.compiler.is_compiling() or self._adopted or grad:
+        if torch.compiler.is_compiling() or not self._can_wait(query, raw):
             found = affine(query, raw, *call.data)
             return (found.clone() if found is raw else found).to(output.dtype)
         return self._watched(call.query, FromParts(output.dtype, query, raw, call.data))
+
+    def _can_wait(self, query: Tensor, raw: Tensor) -> bool:
+        """Whether changes of a call's tensors would be noticed later, and no graph is recorded."""
+        if query.device.type != "cpu" or self._adopted or torch.is_grad_enabled():
+            return False
+        return not (query.is_inference() or raw.is_inference())
 
     def _from_register(self, call: Call, dtype: torch.dtype) -> Prediction:
         register = self.values[call.output]
@@ -332,7 +346,7 @@ class LiveRegisters(list[Tensor | None]):
         values = list(values)
         if len(values) != len(keys) or not all(isinstance(v, Tensor) for v in values):
             raise ValueError(f"model_outputs[{place!r}] takes {len(keys)} tensor(s) of the run, got {value!r}")
-        super().__setitem__(place, value)
+        super().__setitem__(place, values if isinstance(place, slice) else value)
         self._stepper.values.update(zip(keys, values, strict=True))
 
 

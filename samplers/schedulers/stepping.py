@@ -81,7 +81,10 @@ class Stepping:
         They may be changed in place, and one or several be replaced by other tensors. Once they have been asked for,
         the run goes on without the shortcuts that nobody may see.
         """
-        return LiveRegisters(self._stepper) if self._stepper is not None else [None]
+        if self._stepper is None:
+            return [None]
+        _ = self.pred_original_sample  # before somebody edits what it is computed from
+        return LiveRegisters(self._stepper)
 
     @model_outputs.setter
     def model_outputs(self, values: list[Tensor]) -> None:
