@@ -46,7 +46,7 @@ UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ghvb", {}),
     ("ddim", {}),
 )
-GRIDS = ("logsnr", "karras", "time", "shifted", "linspace")
+GRIDS = ("logsnr", "karras", "time", "beta", "dmn", "shifted")
 _FIRST_LOOK = 4  # samples on which every untuned candidate runs; the best quarter of them goes on
 _REFERENCE = 48  # network calls of one converged end point, about
 

@@ -126,9 +126,10 @@ class Compiled:
                 "set_timesteps, outside of the compiled function"
             )
         if isinstance(timestep, Tensor):
-            same = timestep.numel() and timestep.untyped_storage().data_ptr() == shown.untyped_storage().data_ptr()
-            if same and timestep.dtype == shown.dtype:
-                return int(timestep.storage_offset() - shown.storage_offset())
+            if timestep.numel() and timestep.dtype == shown.dtype and timestep.device == shown.device:
+                place, rest = divmod(timestep.data_ptr() - shown.data_ptr(), shown.element_size())
+                if rest == 0 and 0 <= place < len(shown):
+                    return place
             whole = not timestep.is_floating_point()
             value = float(timestep.reshape(-1)[0])
         else:

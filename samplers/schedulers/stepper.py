@@ -212,10 +212,10 @@ class Stepper:
         values[RAW] = raw
         if call.stored:
             self._store(call, query, raw, output)
-        if rule is None and call.data != ():
-            data = self._prediction(call, query, raw, output)
-        elif data is not None and values.get(call.output) is data:
+        if call.data is None or (rule is not None and data is not None and values.get(call.output) is data):
             data = self._from_register(call, output.dtype)
+        elif rule is None and call.data:
+            data = self._from_parts(call, query, raw, output.dtype)
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
         for target, terms in call.updates:
@@ -237,15 +237,13 @@ class Stepper:
         if stored is not raw:
             self._private.add(call.output)
 
-    def _prediction(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> Prediction:
+    def _from_parts(self, call: Call, query: Tensor, raw: Tensor, dtype: torch.dtype) -> Prediction:
         """The data prediction, or how it will be computed where nothing can happen to its parts unnoticed."""
-        if call.data is None:
-            return self._from_register(call, output.dtype)
         assert call.data
         if torch.compiler.is_compiling() or not self._can_wait(query, raw):
             found = affine(query, raw, *call.data)
-            return (found.clone() if found is raw else found).to(output.dtype)
-        return self._watched(call.query, FromParts(output.dtype, query, raw, call.data))
+            return (found.clone() if found is raw else found).to(dtype)
+        return self._watched(call.query, FromParts(dtype, query, raw, call.data))
 
     def _can_wait(self, query: Tensor, raw: Tensor) -> bool:
         """Whether changes of a call's tensors would be noticed later, and no graph is recorded."""
@@ -254,6 +252,7 @@ class Stepper:
         return not (query.is_inference() or raw.is_inference())
 
     def _from_register(self, call: Call, dtype: torch.dtype) -> Prediction:
+        """The data prediction that is kept as a register."""
         register = self.values[call.output]
         if torch.compiler.is_compiling():
             return unshared(register, call.scale).to(dtype)
