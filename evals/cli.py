@@ -330,6 +330,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Time scheduler overhead against diffusers in one process, as ratios."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: its threads would take torch's cores in turn
     from .overhead import run_overhead
 
     run_overhead(repeats=repeats, steps=steps, out=out, device=device, fused=fused)
