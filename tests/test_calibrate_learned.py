@@ -14,8 +14,8 @@ from pathline.interpolants import DiscretePath, GaussianPath, LinearPath, VPPath
 from pathline.samplers import Nodes, Table, build_table, make_nodes, run
 from pathline.samplers.bases import CosineBasis
 from pathline.samplers.calibrate.bases import in_basis, variance_groups
-from pathline.samplers.calibrate.learned import GRIDS, Learned, learn_rows, start_prediction
-from pathline.samplers.calibrate.row_fits import Reference, fit_rows, make_reference, mean_error
+from pathline.samplers.calibrate.learned import Learned, learn_rows, start_prediction
+from pathline.samplers.calibrate.row_fits import GRIDS, Reference, fit_rows, make_reference, mean_error
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states, root_mean_square
 from pathline.samplers.calibrate.triangular import FRAME, execute, triangular
 from pathline.samplers.nodes import points_at, times_at

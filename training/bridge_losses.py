@@ -31,6 +31,7 @@ from pathline.interpolants import (
     check_name,
     unknown_name,
 )
+from pathline.interpolants.tensors import match
 
 from .bridge_levels import BridgeLevels, bbdm_levels, i2sb_levels, resshift_levels
 from .bridge_predictions import (
@@ -276,8 +277,7 @@ def _state(at: BridgeCoefficients, source: Tensor, data: Tensor, latent: Tensor)
 
 
 def _broadcast(at: BridgeCoefficients, like: Tensor) -> BridgeCoefficients:
-    shape = (-1, *(1,) * (like.ndim - 1))
-    return BridgeCoefficients(*(entry.to(device=like.device, dtype=like.dtype).reshape(shape) for entry in at))
+    return BridgeCoefficients(*(match(entry, like) for entry in at))
 
 
 def _label(label: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathline.interpolants.tensors import match
+
 Potential = Callable[..., Tensor]
 """φ: x (B, ...) and t (B,) to (B,)."""
 
@@ -97,7 +99,7 @@ def convex_flow_loss(
             f"base and data must have one shape (B, ...) and t (B,), got {tuple(base.shape)}, {tuple(data.shape)} "
             f"and {tuple(t.shape)}"
         )
-    times = t.reshape(-1, *[1] * (data.ndim - 1)).to(data.dtype)
+    times = match(t, data)
     x, way = (1.0 - times) * base + times * data, data - base
     gradient = gradient_of(potential, x, t, differentiable=True, **kwargs)
     return cost.conjugate(gradient) - (way * gradient).flatten(1).sum(1) + cost.value(way)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pathline.interpolants import InterpolantPoint, StochasticInterpolant, ZeroLatent, check_name
+from pathline.interpolants.tensors import match
 
 from .densities import TimeDensity, UniformTime
 from .losses import REDUCTIONS, Model, squared_error
@@ -62,7 +63,7 @@ def interpolant_target(
     if t.shape != data.shape[:1]:
         raise ValueError(f"t must have shape ({len(data)},), one time per sample, got {tuple(t.shape)}")
     point = interpolant.at(t)
-    wide = InterpolantPoint(*(_broadcast(entry, data) for entry in point))
+    wide = InterpolantPoint(*(match(entry, data) for entry in point))
     x = wide.base * base + wide.data * data + wide.latent * latent
     if prediction == "latent":
         return x, latent, point
@@ -75,10 +76,6 @@ def interpolant_target(
     if prediction == "velocity" and not isinstance(interpolant.latent, ZeroLatent):
         target = target + wide.latent_rate * latent
     return x, target, point
-
-
-def _broadcast(entry: Tensor, like: Tensor) -> Tensor:
-    return entry.to(device=like.device, dtype=like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def check_prediction(interpolant: StochasticInterpolant, prediction: str) -> None:

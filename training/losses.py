@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pathline.interpolants import GaussianPath, PathPoint, check_name, convert, path_from_config
 from pathline.interpolants.path import PREDICTIONS
+from pathline.interpolants.tensors import match
 
 from .densities import TimeDensity, UniformTime
 from .weights import LossWeight, Unweighted, error_factor
@@ -57,9 +58,7 @@ def regression_target(
         raise ValueError(f"t must have shape ({len(data)},), one time per sample, got {tuple(t.shape)}")
     point = path.at(t)
     # Broadcast over the axes of a sample, in the sample's own type and device.
-    signal, noise_scale, signal_rate, noise_rate = (
-        entry.to(device=data.device, dtype=data.dtype).reshape(-1, *(1,) * (data.ndim - 1)) for entry in point
-    )
+    signal, noise_scale, signal_rate, noise_rate = (match(entry, data) for entry in point)
     x = signal * data + noise_scale * noise
     if prediction == "data":
         return x, data, point

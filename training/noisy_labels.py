@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathline.interpolants.tensors import match
+
 from .losses import GaussianObjective, Model
 
 
@@ -157,12 +159,12 @@ class NoisyLabelObjective:
             with torch.no_grad():
                 weights = self.weights(classifier(x, label), seen)
             output = model(x, label, class_labels=seen, **extra)
-            result = _across(weights.gather(1, seen[:, None])[:, 0], output) * output
+            result = match(weights.gather(1, seen[:, None])[:, 0], output) * output
             row, other = self._others(weights, seen)
             if len(row):
                 with torch.set_grad_enabled(self.full_gradient and torch.is_grad_enabled()):
                     outputs = model(x[row], label[row], class_labels=other, **extra)
-                    terms = _across(weights[row, other], outputs) * outputs
+                    terms = match(weights[row, other], outputs) * outputs
                 result = result.index_add(0, row, terms.to(result.dtype))
             return result
 
@@ -180,10 +182,6 @@ class NoisyLabelObjective:
         own = torch.nn.functional.one_hot(seen, weights.shape[1]).bool()
         row, other = ((weights > 0) & ~own).nonzero(as_tuple=True)
         return row, other
-
-
-def _across(weight: Tensor, output: Tensor) -> Tensor:
-    return weight.to(output.dtype).reshape(-1, *(1,) * (output.ndim - 1))
 
 
 def _check_rate(classes: int, rate: float) -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
+from ..tensors import match
+
 
 class DependentBase(NamedTuple):
     """A base for a batch of data.
@@ -140,4 +142,4 @@ class ClassBase:
         if bool((labels < 0).any()) or bool((labels >= len(self.means)).any()):
             raise ValueError(f"labels must be from 0 to {len(self.means) - 1}")
         means, scales = self.means.to(noise)[labels], self.scales.to(noise)[labels]
-        return DependentBase(means + scales.reshape(-1, *[1] * (noise.ndim - 1)) * noise, labels)
+        return DependentBase(means + match(scales, noise) * noise, labels)

@@ -36,9 +36,8 @@ from ..numerics import Array
 from ..run_state import NonFiniteError
 from ..sampling import plan
 from ..table import Table
-from .gradient import GRIDS
 from .level_search import shortest_path
-from .row_fits import mean_error
+from .row_fits import GRIDS, mean_error
 from .trajectories import Problem, reference_calls, reference_states, split
 
 TAILS = (0.0, 1.0, 2.0, 3.0, 4.0)

@@ -26,12 +26,10 @@ from ..run_state import NonFiniteError
 from ..table import Table
 from .descent import LOSSES, Learner, Schedule
 from .extractor import KEY, Extractor
-from .row_fits import Reference, make_reference, mean_error, trajectory_calls
+from .row_fits import GRIDS, Reference, make_reference, mean_error, trajectory_calls
 from .student import Student, walk
 from .trajectories import Problem, split
 
-GRIDS = ("karras", "logsnr", "time")
-"""Grids of which the best on the hold-out is the base."""
 PARTS = ("rows", "levels", "labels")
 MEAN = "data_mean"
 _RATE = 0.05  # change of the state in one step, as a share of the base's error

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .descent import Schedule
 from .extractor import Extractor
-from .gradient import GRIDS, Task, Trained, solve, whitened
-from .row_fits import Reference
+from .gradient import Task, Trained, solve, whitened
+from .row_fits import GRIDS, Reference
 from .trajectories import Problem
 
 _RATES = {"levels": 0.05, "labels": 0.05}

@@ -24,12 +24,10 @@ from ..registry import build_table
 from ..table import Coefficient, Table
 from ..transforms import DATA_MEAN, with_anchor
 from .bases import in_basis, variance_groups
-from .row_fits import Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
+from .row_fits import GRIDS, Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
 from .trajectories import Problem, split
 from .triangular import Triangular, triangular
 
-GRIDS = ("karras", "logsnr", "time")
-"""Grids tried as starting points of the levels."""
 RIDGES = (1e-2, 1e-4, 1e-6)
 """Strengths of regularisation that are tried."""
 _STRONG = (1.0, 1e-1, 1e-2)

@@ -16,6 +16,8 @@ from ..numerics import Array
 from .trajectories import Problem, mean_error, reference_calls, reference_states, sample_errors
 from .triangular import Triangular, execute
 
+GRIDS = ("karras", "logsnr", "time")
+"""Grids that fits start from; the best on their hold-out is the base."""
 _DENSE = 40  # levels at which reference states are kept; what lies between is interpolated
 _PER_STEP = 4
 _STENCIL = 4
