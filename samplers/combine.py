@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from .bases import basis_named
 from .table import Table, Terms
+
+Evaluator = Callable[[Mapping[int, Tensor], Tensor | None], Tensor]
+"""A sum as a function of the values and the tensor to write, or None for a new one."""
 
 _ONE = 1e-15  # rounding of two coefficients whose sum is 1
 
@@ -42,15 +46,27 @@ class Combiner:
 
     def __call__(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None = None) -> Tensor:
         """A new tensor, or `out`; zeros for no terms. `values` holds tensors of one shape, `out` not among them."""
+        return self.evaluator(terms)(values, out)
+
+    def evaluator(self, terms: Terms) -> Evaluator:
+        """The sum as a function of (values, out), for terms that are evaluated again and again."""
         if not terms:
-            return torch.zeros_like(next(iter(values.values())))
-        if self._basis is not None and any(isinstance(c, np.ndarray) for _, c in terms):
-            return self._filtered(terms, values, out)
-        return self._sum(terms, values, out)
+            return _zeros
+        if len(numbers_of(terms)) < len(terms):
+            return partial(self._sum if self._basis is None else self._filtered, terms)
+        (x, a), *rest = numbers_of(terms)
+        if rest and a == 1.0:
+            return partial(_added, x, *rest[0], rest[1:])
+        if len(rest) == 1 and abs(a + rest[0][1] - 1.0) < _ONE:
+            return partial(_interpolated, x, *rest[0])
+        return partial(_scaled, x, a if self._lasting is None else self._number(a), rest)
 
     def _sum(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> Tensor:
-        total, used = self._start(terms, values, out)
-        for value, c in terms[used:]:
+        """With coefficients for each coordinate among them."""
+        (first, a), *rest = terms
+        x = values[first]
+        total = _times(x, self._array(a, x) if isinstance(a, np.ndarray) else a, out)
+        for value, c in rest:
             if isinstance(c, np.ndarray):
                 total.addcmul_(values[value], self._array(c, total))
             else:
@@ -61,25 +77,12 @@ class Combiner:
         """Array coefficients as filters: one transform of each value, one back."""
         assert self._basis is not None
         filters = tuple(term for term in terms if isinstance(term[1], np.ndarray))
-        plain = tuple(term for term in terms if not isinstance(term[1], np.ndarray))
+        plain = numbers_of(terms)
         inside = self._sum(filters, {value: self._basis.to(values[value]) for value, _ in filters}, None)
         if plain:
-            return self._sum(plain, values, out).add_(self._basis.back(inside))
+            return self(plain, values, out).add_(self._basis.back(inside))
         filtered = self._basis.back(inside)
         return filtered if out is None else out.copy_(filtered)
-
-    def _start(self, terms: Terms, values: Mapping[int, Tensor], out: Tensor | None) -> tuple[Tensor, int]:
-        """The first term, or the first two in one operation where their coefficients allow it; and their number."""
-        value, c = terms[0]
-        x = values[value]
-        if isinstance(c, np.ndarray):
-            return _times(x, self._array(c, x), out), 1
-        if len(terms) > 1 and isinstance(d := terms[1][1], float):
-            if c == 1.0:
-                return _plus(x, values[terms[1][0]], d, out), 2
-            if len(terms) == 2 and abs(c + d - 1.0) < _ONE:
-                return torch.lerp(x, values[terms[1][0]], d, out=out), 2
-        return _times(x, c if self._lasting is None else self._number(c), out), 1
 
     def _number(self, c: float) -> Tensor:
         found = self._numbers.get(c)
@@ -94,6 +97,11 @@ class Combiner:
             with torch.inference_mode(False):
                 self._arrays[id(c)] = c, torch.as_tensor(c, device=self.device)  # kept, so that its id stays its own
         return self._arrays[id(c)][1].to(like.dtype)
+
+
+def numbers_of(terms: Terms) -> tuple[tuple[int, float], ...]:
+    """The terms whose coefficients are numbers."""
+    return tuple((value, c) for value, c in terms if not isinstance(c, np.ndarray))
 
 
 def check_table_fits(table: Table, shape: Sequence[int]) -> None:
@@ -129,6 +137,39 @@ def affine(query: Tensor, output: Tensor, on_query: float, on_output: float, out
 
 
 # Leaving `out` out takes a tenth less time than None for it.
+
+
+def _zeros(values: Mapping[int, Tensor], out: Tensor | None) -> Tensor:
+    found = torch.zeros_like(next(iter(values.values())))
+    return found if out is None else out.copy_(found)
+
+
+def _added(
+    x: int, y: int, c: float, rest: Sequence[tuple[int, float]], values: Mapping[int, Tensor], out: Tensor | None
+) -> Tensor:
+    """Of x, c·y and the rest."""
+    if out is None:
+        total = torch.add(values[x], values[y], alpha=c)
+    else:
+        total = torch.add(values[x], values[y], alpha=c, out=out)
+    for value, d in rest:
+        total.add_(values[value], alpha=d)
+    return total
+
+
+def _interpolated(x: int, y: int, c: float, values: Mapping[int, Tensor], out: Tensor | None) -> Tensor:
+    """Of (1 - c)·x and c·y."""
+    return torch.lerp(values[x], values[y], c, out=out)
+
+
+def _scaled(
+    x: int, c: Tensor | float, rest: Sequence[tuple[int, float]], values: Mapping[int, Tensor], out: Tensor | None
+) -> Tensor:
+    """Of c·x and the rest."""
+    total = torch.mul(values[x], c) if out is None else torch.mul(values[x], c, out=out)
+    for value, d in rest:
+        total.add_(values[value], alpha=d)
+    return total
 
 
 def _times(x: Tensor, c: Tensor | float, out: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from pathline.interpolants import coefficients
 
 from ..anchors import how_to_give, missing_anchors
 from ..border import row_conversions
-from ..combine import Combiner
+from ..combine import Combiner, Evaluator
 from ..nodes import Level
 from ..table import Row, Table, Terms, Update
 from .data_range import Rule
@@ -23,6 +23,10 @@ from .passes import inlined, passes, unit_first, without
 
 _SAME = 1e-9  # two coefficients computed from the same levels
 _MODERATE = 1e-3  # registers stay within a factor of this of the values they stand for
+
+
+Work = tuple[tuple[int, Evaluator], ...]
+"""Targets, and what computes them, in order."""
 
 
 class Draw(NamedTuple):
@@ -90,17 +94,24 @@ class Plan:
         """(row, slot) of all noise, in the order of its use."""
         return tuple((draw.row, draw.slot) for call in self.calls for draw in call.draws)
 
-    def combiner_for(self, state: Tensor) -> Combiner:
-        """What evaluates the updates on states like this one, made once; a compiled loop has one of its own."""
+    def work_on(self, state: Tensor) -> tuple[Work, ...]:
+        """The updates before the first call, then those of each call, as functions of states like this one.
+
+        They are made once; a compiled loop has its own.
+        """
         if torch.compiler.is_compiling():
-            return Combiner(state.device, self.table.basis)
+            return self._work(Combiner(state.device, self.table.basis))
         kind = state.device, state.dtype
-        if kind not in self._combiners:
-            self._combiners[kind] = Combiner(state.device, self.table.basis, lasting=state.dtype)
-        return self._combiners[kind]
+        if kind not in self._work_on:
+            self._work_on[kind] = self._work(Combiner(state.device, self.table.basis, lasting=state.dtype))
+        return self._work_on[kind]
+
+    def _work(self, combine: Combiner) -> tuple[Work, ...]:
+        groups = (self.lead, *(call.updates for call in self.calls))
+        return tuple(tuple((u.target, combine.evaluator(u.terms)) for u in updates) for updates in groups)
 
     @cached_property
-    def _combiners(self) -> dict[tuple[torch.device, torch.dtype], Combiner]:
+    def _work_on(self) -> dict[tuple[torch.device, torch.dtype], tuple[Work, ...]]:
         return {}
 
     @cached_property

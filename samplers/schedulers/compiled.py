@@ -128,7 +128,7 @@ class Compiled:
         if isinstance(timestep, Tensor):
             if timestep.numel() and timestep.dtype == shown.dtype and timestep.device == shown.device:
                 place, rest = divmod(timestep.data_ptr() - shown.data_ptr(), shown.element_size())
-                if rest == 0 and 0 <= place < len(shown):
+                if rest == 0 and 0 <= place < shown.numel():
                     return place
             whole = not timestep.is_floating_point()
             value = float(timestep.reshape(-1)[0])

@@ -17,27 +17,18 @@ _KEPT = 4
 
 
 class Memory:
-    """Tensors that only the run has ever held, for those that come next.
+    """Tensors that only the run has ever held, for those that come next."""
 
-    Parameters
-    ----------
-    like : Tensor
-        A state of the run; where such states are small or not on the host nothing is kept.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.useful = like.device.type == "cpu" and like.nbytes >= _LARGE and not torch.compiler.is_compiling()
+    def __init__(self) -> None:
         self._kept: list[Tensor] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
         """A copy of the run begins with no memory to spare."""
-        copy = object.__new__(Memory)
-        copy.useful, copy._kept = self.useful, []
-        return copy
+        return Memory()
 
     def give(self, tensor: Tensor) -> None:
         """Hand over a tensor that nobody else has seen and the run has done with."""
-        if self.useful and len(self._kept) < _KEPT:
+        if len(self._kept) < _KEPT:
             self._kept.append(tensor)
 
     def take(self, like: Tensor) -> Tensor | None:
@@ -47,3 +38,9 @@ class Memory:
         tensor = self._kept.pop()
         fits = tensor.shape == like.shape and tensor.dtype == like.dtype and tensor.stride() == like.stride()
         return tensor if fits and tensor.is_inference() == torch.is_inference_mode_enabled() else None
+
+
+def memory_for(state: Tensor) -> Memory | None:
+    """The memory of a run with states like this one; None where they are small or not on the host."""
+    useful = state.device.type == "cpu" and state.nbytes >= _LARGE and not torch.compiler.is_compiling()
+    return Memory() if useful else None

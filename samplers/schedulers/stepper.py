@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..anchors import anchor_values
-from ..combine import Combiner, affine, check_table_fits
+from ..combine import affine, check_table_fits
 from ..keyed_noise import run_keys, run_normals, seed_of
-from ..table import Update
-from .calls import Call, Plan
+from .calls import Call, Plan, Work
 from .fused import FusedPlan
-from .memory import Memory
+from .memory import Memory, memory_for
 from .output import FromParts, FromRegister, Pending, Prediction, changes_of, unshared
 from .passes import RAW
 
@@ -111,7 +110,7 @@ class Stepper:
         self._returned: Tensor | None = None  # what the pipeline holds; the register itself unless it was rounded
         self._rounded = False
         self._version: int | None = None
-        self._combine: Combiner | None = None
+        self._work: tuple[Work, ...] | None = None
         self._memory: Memory | None = None
         self._private: set[int] = set()  # registers that only this run has ever held
         self._readers: dict[int, ref[Pending]] = {}  # of registers that a prediction may yet be made from
@@ -130,7 +129,7 @@ class Stepper:
     def lead(self, sample: Tensor) -> Tensor:
         """The state of the first call from the initial one, where the table's first rows make no call."""
         values = self._initial(sample, torch.promote_types(sample.dtype, torch.float32))
-        _update(self.plan.lead, values, self.plan.combiner_for(values[0]))
+        _update(values, self.plan.work_on(values[0])[0])
         return values[self.next_query].to(sample.dtype)
 
     def _initial(self, sample: Tensor, wide: torch.dtype) -> dict[int, Tensor]:
@@ -161,7 +160,7 @@ class Stepper:
             )
         call = self.plan.calls[self._position]
         self._adopted = False
-        if self._combine is None:
+        if self._work is None:
             self._open(output, sample)
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
@@ -201,9 +200,8 @@ class Stepper:
 
     def execute(self, call: Call, output: Tensor, generator: Generators) -> Prediction:
         """The call on the registers, one element-wise operation after another; returns the data prediction."""
-        values, combine, rule, memory = self.values, self._combine, self.plan.rule, self._memory
-        assert combine is not None
-        assert memory is not None
+        values, rule, memory = self.values, self.plan.rule, self._memory
+        assert self._work is not None
         query = values[call.query]
         raw = output if output.dtype == query.dtype else output.to(query.dtype)
         data: Prediction = None
@@ -218,18 +216,17 @@ class Stepper:
             data = self._from_parts(call, query, raw, output.dtype)
         for value, row, slot in call.draws:
             values[value] = self.noise(row, slot, query, generator)
-        for target, terms in call.updates:
-            values[target] = combine(terms, values, memory.take(query) if memory.useful else None)
+        for target, evaluate in self._work[self._position + 1]:
+            values[target] = evaluate(values, None if memory is None else memory.take(query))
         del values[RAW]
-        if memory.useful:
+        if memory is not None:
             self._private.update(*((draw.value for draw in call.draws), (update.target for update in call.updates)))
         self._free(call.frees)
         return data
 
     def _store(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> None:
         """Keep the output value of a call."""
-        assert self._memory is not None
-        room = self._memory.take(query) if self._memory.useful else None
+        room = None if self._memory is None else self._memory.take(query)
         stored = affine(query, raw, *call.convert, out=room)
         if stored is output:  # a compiled network may write its next output over this one
             stored = output.clone() if room is None else room.copy_(output)
@@ -260,16 +257,15 @@ class Stepper:
 
     def _watched(self, value: int, pending: Pending) -> Pending:
         """Keep the memory of a register until the prediction made from it is gone."""
-        if self._memory is not None and self._memory.useful:
+        if self._memory is not None:
             self._readers[value] = ref(pending)
         return pending
 
     def _free(self, values: Iterable[int]) -> None:
         """Let registers go; memory that nobody else has seen or may yet is written again."""
-        assert self._memory is not None
         for value in values:
             tensor = self.values.pop(value, None)
-            if not self._memory.useful:
+            if self._memory is None:
                 continue
             reader = self._readers.pop(value, None)
             if value in self._private:
@@ -294,10 +290,10 @@ class Stepper:
     def _open(self, output: Tensor, sample: Tensor) -> None:
         wide = torch.promote_types(torch.promote_types(sample.dtype, output.dtype), torch.float32)
         self.values = self._initial(sample, wide)
-        self._combine = self.plan.combiner_for(self.values[0])
+        self._work = self.plan.work_on(self.values[0])
         self._adopted = sample.dtype == wide
-        self._memory = Memory(self.values[0])
-        _update(self.plan.lead, self.values, self._combine)
+        self._memory = memory_for(self.values[0])
+        _update(self.values, self._work[0])
 
     def unscale(self) -> None:
         """Keep network outputs themselves as registers from now on, one operation slower, for others to see."""
@@ -306,6 +302,8 @@ class Stepper:
         scales = ((call.output, call.scale) for call in self.plan.calls)
         self.values.update({v: scale * self.values[v] for v, scale in scales if scale != 1.0 and v in self.values})
         self.plan, self._fused = self.plan.unscaled, None
+        if self._work is not None:
+            self._work = self.plan.work_on(self.values[self.next_query])
 
     def show(self, values: Iterable[int]) -> None:
         """Note that others hold these registers from now on."""
@@ -349,6 +347,6 @@ class LiveRegisters(list[Tensor | None]):
         self._stepper.values.update(zip(keys, values, strict=True))
 
 
-def _update(updates: Iterable[Update], values: dict[int, Tensor], combine: Combiner) -> None:
-    for target, terms in updates:
-        values[target] = combine(terms, values)
+def _update(values: dict[int, Tensor], work: Work) -> None:
+    for target, evaluate in work:
+        values[target] = evaluate(values, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .arguments import refuse_arguments
 from .compiled import Compiled
-from .output import LostPredictionError, PathlineSchedulerOutput, Prediction, StepPair, changes_of, resolved
+from .output import LostPredictionError, PathlineSchedulerOutput, Pending, Prediction, StepPair, changes_of, resolved
 from .own_times import SampleRuns, is_uniform
 from .stepper import Generators, LiveRegisters, StepNoise, Stepper
 from .token_times import TokenRun
@@ -199,12 +199,11 @@ class Stepping:
         if kwargs:
             refuse_arguments(kwargs)
         self._prediction = None  # its memory is free for the next one
-        previous, self._prediction = self._advance(model_output, timestep, sample, generator, per_token_timesteps)
+        previous, data = self._advance(model_output, timestep, sample, generator, per_token_timesteps)
+        self._prediction = data
         if return_dict:
-            return PathlineSchedulerOutput(previous, self.pred_original_sample)
-        if torch.compiler.is_compiling():
-            return previous, self.pred_original_sample
-        return StepPair((previous, self._prediction))
+            return PathlineSchedulerOutput(previous, resolved(data))
+        return StepPair((previous, data)) if isinstance(data, Pending) else (previous, data)
 
     def _advance(
         self, output: Tensor, timestep: Any, sample: Tensor, generator: Generators, token_times: Tensor | None
