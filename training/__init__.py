@@ -23,6 +23,7 @@ from .bridge_predictions import (
     ScaledDisplacement,
     ScorePrediction,
 )
+from .bridge_task import BridgeModel, BridgeSettings
 from .conventions import choose_convention, stock_scheduler, wrap_network
 from .convex_flow import PowerCost, convex_flow_loss, potential_velocity
 from .data import ArraySet, Batch, FileSet, ImageSet, fetch_batches, load_data, split_indices
@@ -42,6 +43,7 @@ from .elbo_view import ELBOEntry, elbo_entries, elbo_table
 from .ema import WeightAverage
 from .export import LoadedPipeline, export_pipeline, load_pipeline
 from .interpolant_losses import INTERPOLANT_PREDICTIONS, InterpolantObjective, interpolant_target, linear_error
+from .learned_interpolant import LearnedEnds, fit_ends, kinetic_loss
 from .losses import (
     GaussianObjective,
     direction_error,
@@ -63,9 +65,11 @@ from .options import TrainOptions, read_config
 from .outcome import NonFiniteLossError, TrainingInterruptedError, TrainResult
 from .power_averages import PowerAverages, export_average, reconstruct
 from .previews import save_preview
+from .recipes import Recipe, list_recipes, read_recipe, train_recipe
 from .reflow import PairSet, simulate, straightness
 from .resolve import resolve_options
 from .schroedinger import SchroedingerBridge
+from .separation import SeparationEstimate, estimate_separation
 from .trainer import train_model
 from .weights import (
     P2,
@@ -95,9 +99,11 @@ __all__ = [
     "BiasedDataObjective",
     "BridgeCoefficients",
     "BridgeLevels",
+    "BridgeModel",
     "BridgeObjective",
     "BridgePreconditioned",
     "BridgePrediction",
+    "BridgeSettings",
     "ConsecutiveBridgeObjective",
     "CosMap",
     "CosMapWeight",
@@ -120,6 +126,7 @@ __all__ = [
     "LabelledNetwork",
     "LatentPower",
     "LatentPrediction",
+    "LearnedEnds",
     "LevelHistogram",
     "LoadedPipeline",
     "LogNormalSigma",
@@ -132,9 +139,11 @@ __all__ = [
     "PairSet",
     "PowerAverages",
     "PowerCost",
+    "Recipe",
     "ScaledDisplacement",
     "SchroedingerBridge",
     "ScorePrediction",
+    "SeparationEstimate",
     "Shifted",
     "SigmoidWeight",
     "Tilted",
@@ -162,13 +171,17 @@ __all__ = [
     "elbo_entries",
     "elbo_table",
     "error_factor",
+    "estimate_separation",
     "export_average",
     "export_pipeline",
     "fetch_batches",
+    "fit_ends",
     "flip_noise",
     "i2sb_levels",
     "interpolant_target",
+    "kinetic_loss",
     "linear_error",
+    "list_recipes",
     "load_data",
     "load_pipeline",
     "log_ratio",
@@ -176,6 +189,7 @@ __all__ = [
     "per_sample_loss",
     "potential_velocity",
     "read_config",
+    "read_recipe",
     "reconstruct",
     "regression_target",
     "resolve_options",
@@ -190,6 +204,7 @@ __all__ = [
     "symmetric_noise",
     "tilt",
     "train_model",
+    "train_recipe",
     "transition_loss",
     "wrap_network",
 ]

@@ -22,19 +22,20 @@ def _stop(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def train(config: str | None = None, **values: Any) -> None:
+def train(config: str | None = None, recipe: str | None = None, **values: Any) -> None:
     """Train a network on images; the result is a diffusers pipeline folder.
 
     Every option left out comes from --config, else from the preset of the data set. Without any option the
     1,797 digits of scikit-learn are learned by flow matching, in about two minutes on two CPU cores.
     """
     from .outcome import NonFiniteLossError, TrainingInterruptedError
+    from .recipes import train_recipe
     from .trainer import train_model
 
     try:
         chosen = read_config(config) if config is not None else {}
         chosen.update(_from_command_line(values))
-        train_model(chosen)
+        train_model(chosen) if recipe is None else train_recipe(recipe, chosen)
     except ValueError as error:
         _stop(str(error), 2)
     except OSError as error:
@@ -70,6 +71,8 @@ def _signature() -> inspect.Signature:
     """Parameters of the command: one per option, None where it was not given."""
     text = "JSON or TOML file of options; those given beside it win."
     kinds: dict[str, Any] = {"config": Annotated[str | None, typer.Option("--config", help=text, show_default=False)]}
+    text = "Complete settings by name, such as flow-matching; options given win. A wrong name lists all."
+    kinds["recipe"] = Annotated[str | None, typer.Option("--recipe", help=text, show_default=False)]
     for name, item in option_fields().items():
         kind = option_type(name)[0]
         flags = f"--{name}/--no_{name}" if kind is bool else f"--{name}"

@@ -21,7 +21,6 @@ from ..analysis import Spectrum
 from ..anchors import missing_anchors
 from ..fitted import described_fit
 from ..grids import make_nodes
-from ..nodes import Nodes
 from ..numerics import Array
 from ..run_state import NonFiniteError
 from ..sampling import plan
@@ -298,10 +297,8 @@ class _Search:
         best = min((t for t in self.trials if _levels(t.table) == self.nfe), key=lambda t: t.error, default=None)
         if best is None or best.table is None:
             return
-        levels = best.table.nodes
-        nodes = Nodes(levels["signal"], levels["noise"], levels["time"], self.problem.path)
         told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, **self.allowed}
-        task = FitTask(self.fitted, self.starts, self.nfe, nodes, best.name, self.reference, **told)
+        task = FitTask(self.fitted, self.starts, self.nfe, best.table, best.name, self.reference, **told)
         for method in methods:
             for name, fit in FITTERS[method](task):
                 self.attempt(name, fit)

@@ -47,10 +47,10 @@ class FitTask:
         Their starts.
     nfe : int
         Network calls of the table that is sought, at most.
-    levels : Nodes
-        Those of the best untuned method with `nfe` steps.
+    base : Table
+        The best untuned method with `nfe` steps.
     on : str
-        Name of that method.
+        Its name.
     reference : callable
         Converged trajectories of `x_init` at many levels; paid for by the first fit that asks.
     arrays : bool
@@ -68,7 +68,7 @@ class FitTask:
     problem: Problem
     x_init: Tensor
     nfe: int
-    levels: Nodes
+    base: Table
     on: str
     reference: Callable[[], Reference]
     arrays: bool = True
@@ -76,6 +76,12 @@ class FitTask:
     condition_means: bool = False
     chunk: int | None = None
     spectrum: Spectrum | None = None
+
+    @property
+    def levels(self) -> Nodes:
+        """Those of the base."""
+        found = self.base.nodes
+        return Nodes(found["signal"], found["noise"], found["time"], self.problem.path)
 
 
 Fit = Callable[[], Table]
@@ -110,7 +116,15 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
         found = start_prediction(task.problem, task.x_init, task.chunk)
         return found if task.condition_means else found.mean(0, keepdim=True)
 
+    def on_base() -> Table:
+        reference = replace(task.reference(), problem=task.problem)
+        return learn_rows(
+            task.problem, task.x_init, task.nfe, method=task.base.method, options=task.base.options,
+            grids=(task.levels,), holdout=_HELD, reference=reference, chunk=task.chunk,
+        ).table  # fmt: skip
+
     yield "learned rows", partial(rows, "unit", lambda: None)
+    yield f"learned rows from {task.on}", on_base
     each = task.condition_means and not task.problem.one_condition(len(task.x_init))
     if task.arrays or each:
         of = "each condition" if each else "the data"

@@ -19,6 +19,7 @@ from ..bases import BASES, CosineBasis
 from ..border import Border
 from ..grids import make_nodes
 from ..loop import check_start
+from ..nodes import Nodes
 from ..numerics import Array
 from ..registry import build_table
 from ..table import Coefficient, Table
@@ -31,7 +32,7 @@ from .triangular import Triangular, triangular
 RIDGES = (1e-2, 1e-4, 1e-6)
 """Strengths of regularisation that are tried."""
 _STRONG = (1.0, 1e-1, 1e-2)
-"""Those tried with fewer trajectories than a row has weights."""
+"""Those tried with fewer trajectories than a row has weights, and where the strongest of the others serves best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +87,16 @@ class _Task:
         return triangular(table).grouped(groups, None if self.basis is None else self.basis.name)
 
     @property
+    def samples(self) -> int:
+        return len(self.train.start) + len(self.held.start)
+
+    @property
     def afs(self) -> bool:
         return bool(self.options.get("afs", False))
 
-    def levels(self, grid: str, nfe: int) -> Array:
-        lam = make_nodes(self.train.problem.path, grid, nfe + self.afs).lam[:-1]
+    def levels(self, grid: str | Nodes, nfe: int) -> Array:
+        nodes = grid if isinstance(grid, Nodes) else make_nodes(self.train.problem.path, grid, nfe + self.afs)
+        lam = nodes.lam[:-1]
         low, high = self.train.bounds
         return np.clip(lam[1:], low + 0.1 * np.arange(nfe), high) if self.afs else lam
 
@@ -120,6 +126,7 @@ def learn_rows(
     *,
     method: str = "ipndm",
     options: Mapping[str, Any] | None = None,
+    grids: Sequence[str | Nodes] = GRIDS,
     mean: Tensor | None = None,
     holdout: float | int = 0.25,
     groups: Sequence[int] = (1,),
@@ -138,6 +145,9 @@ def learn_rows(
     method, options :
         The base, deterministic with one call per step: rows start from it and are drawn to it. With `mean` its first
         step is analytic unless options say otherwise (afs=...).
+    grids : sequence of str or Nodes
+        Levels to begin with; those of least error after a first fit are searched from. Nodes have `nfe` steps, one more
+        with an analytic first step.
     mean : Tensor, optional
         The data's mean, such as `start_prediction` gives: of shape (B, ...) for each sample's condition, then to be
         given again when the table is run, as anchors={"data_mean": ...}; or of shape (1, ...), or one sample's, for
@@ -163,7 +173,7 @@ def learn_rows(
     """
     check_start(x_init)
     train, _ = split(len(x_init), holdout)
-    _check(nfe, groups, rounds, x_init, problem, reference)
+    _check(nfe, groups, rounds, x_init, problem, reference, grids)
     given = {"order": 2} if method == "ipndm" and options is None else dict(options or {})
     given = given if mean is None or "afs" in given else {**given, "afs": "gaussian"}
     basis = BASES["cosine"] if max(groups) > 1 else None
@@ -171,7 +181,7 @@ def learn_rows(
     with torch.no_grad():
         whole = make_reference(problem, x_init, {}, chunk) if reference is None else reference
         task = _prepare(whole, train, mean, basis, method, given)
-        base_error, rows, lam, ridge = _first_fit(task, nfe)
+        base_error, rows, lam, ridge = _first_fit(task, nfe, grids)
         start: Table = rows.table
         judge = task.held.error
         rows, lam, course = search_levels(
@@ -202,7 +212,13 @@ def learn_rows(
 
 
 def _check(
-    nfe: int, groups: Sequence[int], rounds: int, x: Tensor, problem: Problem, reference: Reference | None
+    nfe: int,
+    groups: Sequence[int],
+    rounds: int,
+    x: Tensor,
+    problem: Problem,
+    reference: Reference | None,
+    grids: Sequence[str | Nodes],
 ) -> None:
     if nfe < 1 or rounds < 0:
         raise ValueError(f"nfe={nfe!r} and rounds={rounds!r} are not possible; at least 1 and 0")
@@ -212,7 +228,9 @@ def _check(
         raise ValueError(f"groups={groups!r} need images (B, C, H, W), got shape {tuple(x.shape)}")
     if reference is not None and not torch.equal(reference.start, x.to(reference.start)):
         raise ValueError("reference holds other trajectories than those of x_init")
-    tries = len(GRIDS) + len(RIDGES) + 1
+    if not grids:
+        raise ValueError("grids is empty; name at least one grid")
+    tries = len(grids) + len(RIDGES) + 1
     each = trajectory_calls(problem) if reference is None else 0
     problem.require(len(x) * (each + tries * nfe), f"{len(x)} reference trajectories and one fit of {nfe} calls")
 
@@ -249,9 +267,9 @@ def _prepare(
     return _Task(method, options, cut(slice(0, train)), cut(slice(train, batch)), basis, constants)
 
 
-def _first_fit(task: _Task, nfe: int) -> tuple[float, Triangular, Array, float]:
+def _first_fit(task: _Task, nfe: int, grids: Sequence[str | Nodes]) -> tuple[float, Triangular, Array, float]:
     """Best untuned hold-out error, the base of least error, and the λ and ridge whose fit serves best."""
-    levels = [task.levels(grid, nfe) for grid in GRIDS]
+    levels = [task.levels(grid, nfe) for grid in grids]
     bases = [task.base(lam) for lam in levels]
     errors = [task.held.error(rows) for rows in bases]
     best = int(np.argmin(errors))
@@ -268,5 +286,9 @@ def _first_fit(task: _Task, nfe: int) -> tuple[float, Triangular, Array, float]:
 
     ridges = _STRONG if few else RIDGES
     grid = best if few else min(range(len(bases)), key=lambda k: judged(k, RIDGES[1]))
-    ridge = min(ridges, key=lambda r: judged(grid, r))
-    return errors[best], bases[best], levels[grid], ridge
+    tried = {ridge: judged(grid, ridge) for ridge in ridges}
+    if min(tried, key=lambda ridge: tried[ridge]) == RIDGES[0]:  # a network whose outputs are hard to foresee
+        for ridge in _STRONG[-2::-1]:
+            if ridge not in tried and task.train.problem.calls_left >= 2 * nfe * task.samples:
+                tried[ridge] = judged(grid, ridge)
+    return errors[best], bases[best], levels[grid], min(tried, key=lambda ridge: tried[ridge])
