@@ -32,6 +32,11 @@ class CountedGuidance:
         self.guidance = guidance
         self.rows = 0
 
+    @property
+    def scale(self) -> Any:
+        """Of the guidance, None where it has none."""
+        return getattr(self.guidance, "scale", None)
+
     def __call__(self, network: Any, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Guide and add the batch size to ``rows``."""
         self.rows += len(x)

@@ -43,7 +43,7 @@ from .dynamics import (
     sde,
     sigma_epsilon,
 )
-from .ends import EncoderDecoderEnds, EndPair, LinearEnds, MirrorEnds, TrigonometricEnds
+from .ends import EncoderDecoderEnds, EndPair, FourierEnds, LinearEnds, MirrorEnds, TrigonometricEnds
 from .errors import check_name, unknown_name
 from .exploding_paths import EDMPath, VEPath
 from .finite_dataset import FiniteDataset
@@ -57,6 +57,7 @@ from .interpolant import (
     StochasticInterpolant,
     interpolant_by_name,
 )
+from .kinetic_path import KineticOptimalPath, metric_angles
 from .latent import (
     BrownianLatent,
     LatentCoefficient,
@@ -96,6 +97,7 @@ __all__ = [
     "EndPair",
     "EntropicPlan",
     "FiniteDataset",
+    "FourierEnds",
     "Gaussian",
     "GaussianCoupling",
     "GaussianMixture",
@@ -103,6 +105,7 @@ __all__ = [
     "IndependentCoupling",
     "InpaintingBase",
     "InterpolantPoint",
+    "KineticOptimalPath",
     "LatentCoefficient",
     "LinearEnds",
     "LinearPath",
@@ -142,6 +145,7 @@ __all__ = [
     "linear_epsilon",
     "list_latents",
     "list_paths",
+    "metric_angles",
     "newton_sparse",
     "noising_sde",
     "path_by_name",

@@ -8,6 +8,7 @@ from .discrete_path import DiscretePath
 from .errors import check_name, unknown_name
 from .exploding_paths import EDMPath, VEPath
 from .flow_paths import CosinePath, LinearPath, PolynomialPath
+from .kinetic_path import KineticOptimalPath
 from .path import GaussianPath
 from .preserving_paths import CosineVPPath, LinearVPPath, SigmoidVPPath, SubVPPath, VPPath
 
@@ -17,6 +18,7 @@ _PATHS: dict[str, type[GaussianPath]] = {
         LinearPath,
         CosinePath,
         PolynomialPath,
+        KineticOptimalPath,
         LinearVPPath,
         VPPath,
         CosineVPPath,

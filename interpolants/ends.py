@@ -105,6 +105,61 @@ class TrigonometricEnds(EndPair):
         return self._shrink(t) * self.data(t) + _HALF_PI * self.base(t)
 
 
+def fourier_waves(t: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """sin(k pi t) for k = 1 ... terms, exactly 0 at both ends, and its rate; both (*t.shape, terms)."""
+    order = torch.arange(1, terms + 1, dtype=t.dtype, device=t.device)
+    sign = torch.where(t > 0.5, -1.0, 1.0)[..., None].to(t) ** (order - 1)  # sin(k pi t) = -(-1)^k sin(k pi (1 - t))
+    values = sign * (math.pi * order * torch.minimum(t, 1 - t)[..., None]).sin()
+    return values, math.pi * order * (math.pi * order * t[..., None]).cos()
+
+
+@dataclass(frozen=True)
+class FourierEnds(EndPair):
+    """1 - t and t, each plus a sum of coefficients times sin(k pi t), k = 1, 2, ...
+
+    The form in which Albergo and Vanden-Eijnden, "Building normalizing flows with stochastic interpolants" (ICLR 2023),
+    section 3.2, learn an interpolant; there around the trigonometric one.
+
+    Parameters
+    ----------
+    base_terms, data_terms : tuple of float
+    """
+
+    base_terms: tuple[float, ...] = ()
+    data_terms: tuple[float, ...] = ()
+
+    name: ClassVar[str] = "fourier"
+
+    def __post_init__(self) -> None:
+        for field_name in ("base_terms", "data_terms"):
+            values = tuple(float(value) for value in getattr(self, field_name))
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{field_name} must be finite numbers, got {values}")
+            object.__setattr__(self, field_name, values)
+
+    def base(self, t: Tensor) -> Tensor:
+        """1 - t and the sum."""
+        return 1 - t + _series(t, self.base_terms, 0)
+
+    def data(self, t: Tensor) -> Tensor:
+        """Time t and the sum."""
+        return t + _series(t, self.data_terms, 0)
+
+    def base_rate(self, t: Tensor) -> Tensor:
+        """-1 and the rate of the sum."""
+        return _series(t, self.base_terms, 1) - 1
+
+    def data_rate(self, t: Tensor) -> Tensor:
+        """1 and the rate of the sum."""
+        return _series(t, self.data_terms, 1) + 1
+
+
+def _series(t: Tensor, terms: tuple[float, ...], which: int) -> Tensor:
+    if not terms:
+        return torch.zeros_like(t)
+    return (fourier_waves(t, len(terms))[which] * torch.tensor(terms, dtype=t.dtype, device=t.device)).sum(-1)
+
+
 @dataclass(frozen=True)
 class EncoderDecoderEnds(EndPair):
     """cos(pi t)^2, for the base up to t = 1/2 and for the data after it; all is latent at t = 1/2."""

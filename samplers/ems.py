@@ -155,25 +155,21 @@ class ModelStatistics:
         size = {"lam": [float(self.lam[0]), float(self.lam[-1])], "levels": len(self.lam), "shape": list(self.shape)}
         return {**size, **self.metadata}
 
-    def check(self, wanted: Mapping[str, Any], *, force: bool = False) -> None:
-        """Raise ValueError where the metadata contradict `wanted`, unless forced.
+    def provenance(self) -> dict[str, Any]:
+        """What a table of them says of its network (`fitted.check_fit`): prediction and guidance, where known."""
+        found = {key: self.metadata[key] for key in ("prediction", "guidance") if key in self.metadata}
+        if isinstance(scaled := found.get("guidance"), Mapping):
+            found["guidance"] = scaled.get("scale", scaled.get("name"))
+        return found
 
-        Parameters
-        ----------
-        wanted : mapping
-            JSON values by the names of the metadata (path, prediction, guidance, model) or "shape"; names of which
-            the statistics know nothing are not compared.
-        force : bool
-            Let everything but the shape pass: a wrong shape cannot work.
-        """
-        for name, value in wanted.items():
-            own: Any = list(self.shape) if name == "shape" else self.metadata.get(name, value)
-            value = list(value) if name == "shape" else value
-            fits = (own in ([], value)) if name == "shape" else (own == value or force)
-            if not fits:
-                own, value = _short(own), _short(value)
-                hint = "" if name == "shape" else ", or use force=True to take them all the same"
-                raise ValueError(f"these model statistics belong to {name} {own}, not to {value}; measure new{hint}")
+    def check_path(self, path: GaussianPath) -> None:
+        """Raise ValueError where they say that they were measured on another path."""
+        own, wanted = self.metadata.get("path"), path_facts(path)
+        if own is not None and own != wanted:
+            raise ValueError(
+                f"these model statistics belong to path {_short(own)}, not to {_short(wanted)}; measure new, or use "
+                "force=True to take them all the same"
+            )
 
     # --- integrals ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pathline.interpolants import GaussianPath, StochasticInterpolant
+from pathline.interpolants import DiscretePath, GaussianPath, StochasticInterpolant
 
 from .nodes import points_at
 from .table import Table
@@ -17,6 +17,7 @@ from .table import Table
 SUFFIXES = (".safetensors", ".json")
 UNKNOWN: Any = object()
 _NEAR = 1e-6  # levels that differ by less are the same path's
+_NEAR_DISCRETE = 1e-5  # those of a schedule with betas, which interpolates a continuous path at its training steps
 _SAME_SCALE = 1e-6
 
 
@@ -66,7 +67,7 @@ def check_fit(
     if differences:
         raise ValueError(
             f"table {table.method!r} was fitted to {' and '.join(differences)}; fit one for this use, or force it with "
-            "table.released()"
+            f"{'force=True' if 'statistics' in table.options else 'table.released()'}"
         )
 
 
@@ -90,9 +91,12 @@ def _check_levels(table: Table, path: GaussianPath) -> None:
     if not ((time >= 0) & (time <= 1)).all():
         return  # labels of another kind than path times
     on_path = points_at(path, time)
-    apart = np.abs(on_path[0] - signal) + np.abs(on_path[1] - noise)
+    off, near = np.abs(on_path[1] - noise), _NEAR
+    if isinstance(path, DiscretePath):  # diffusers keeps signal² in float32: of a small noise, the square is near
+        off, near = np.minimum(off, np.abs(on_path[1] ** 2 - noise**2)), _NEAR_DISCRETE
+    apart = np.abs(on_path[0] - signal) + off
     apart[noise == 0.0] = 0.0  # a clean end may be added to a path that stops before
-    if (apart > _NEAR * np.maximum(1.0, noise)).any():
+    if (apart > near * np.maximum(1.0, noise)).any():
         k = int(np.argmax(apart))
         raise ValueError(
             f"table {table.method!r} was made for another path than {path!r}: at time {time[k]:g} it has signal "

@@ -132,7 +132,7 @@ def sample(
         given: dict[str, Any] = {"grid": grid, "grid_options": grid_options, **options}
         kind: dict[str, Any] = {"prediction": prediction, "guided": is_guided(guidance)}
         table = plan(path, method, nfe=nfe, steps=steps, **kind, **given)
-        if is_table(method):
+        if is_table(method) or table.provenance:  # also a method with statistics of a network
             check_fit(table, path=path, prediction=prediction, guidance=guidance)
         one = partial(run, table, model, full=True, **common, **of_tables)
         batched["anchors"] = anchors

@@ -18,9 +18,11 @@ from pathline.samplers.calibrate.decision_search import FoundSteps, Measured, se
 from pathline.samplers.calibrate.decisions import Decisions, DecisionSpace, Rule
 from pathline.samplers.calibrate.objectives import EndPointError, FeatureDistance, GaussianError, frechet
 from pathline.samplers.calibrate.row_fits import trajectory_calls
+from pathline.samplers.calibrate.search_state import identity_of
 from pathline.samplers.calibrate.splice import splice, taylor
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 from pathline.samplers.frames import residuals
+from pathline.samplers.wrappers import WrappedModel
 from support.calibration import bed_problem, six_problem, starts
 
 VALUES = 40.0 * np.arange(1, 60) ** -1.6
@@ -160,7 +162,39 @@ def test_what_is_known_costs_nothing(tmp_path: Path) -> None:
     plain = bed_problem(LinearPath(), 64)
     again = found(tmp_path / "s.json", problem=Counting(plain.model, plain.path, plain.prediction))
     assert again.calls == first.calls
-    assert made == 64 * trajectory_calls(plain) < first.calls  # the references alone
+    assert made == 64 * trajectory_calls(plain) + 2 < first.calls  # the references, and what tells the network
+
+
+def test_a_state_is_of_one_network_and_one_objective(tmp_path: Path) -> None:
+    state, x = tmp_path / "s.json", starts(LinearPath(), 64, seed=0)
+    space = DecisionSpace(LinearPath(), 4, rules=RULES)
+    target = starts(LinearPath(), 20, seed=5)
+
+    def go(problem: Problem, name: str = "effnet", target: Tensor = target) -> FoundSteps:
+        def distance(part: Problem, x: Tensor) -> FeatureDistance:
+            return FeatureDistance(part, x, lambda out: out, target, name=name)
+
+        return search_steps(problem, x, 4, space=space, stages=0, evaluations=4, state=state, objective=distance)
+
+    plain = bed_problem(LinearPath(), 64)
+    first = go(plain)
+    assert go(bed_problem(LinearPath(), 64)).holdout_error == first.holdout_error
+    other = Problem(lambda x, t, **given: 0.99 * plain.model(x, t, **given), plain.path, plain.prediction)
+    for differs, problem, changed in (
+        ("weights", other, {}),
+        ("objective", plain, {"name": "vgg"}),
+        ("objective", plain, {"target": target + 1e-3}),
+    ):
+        with pytest.raises(ValueError, match=f"another search: {differs} differ"):
+            go(problem, **changed)
+    networks = [torch.nn.Linear(target.shape[1], target.shape[1], dtype=torch.float64) for _ in range(2)]
+    told = [identity_of(Problem(WrappedModel(lambda x, t: x, plain.path, "data"), plain.path), x)["weights"]]
+    for network in (*networks, networks[0]):
+        wrapped = WrappedModel(network, plain.path, "data")
+        problem = Problem(wrapped, plain.path)
+        told.append(identity_of(problem, x)["weights"])
+        assert problem.calls == 0
+    assert told[1] == told[3] and len({str(each) for each in told}) == 3
 
 
 def test_other_objectives() -> None:

@@ -18,8 +18,8 @@ from pathline.interpolants import (
     VPPath,
     path_by_name,
 )
-from pathline.samplers import ClassifierFree
-from pathline.samplers.calibrate.model_statistics import check_statistics, measure_statistics
+from pathline.samplers import ClassifierFree, make_nodes, sample
+from pathline.samplers.calibrate.model_statistics import measure_statistics
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 from pathline.samplers.ems import ModelStatistics, path_facts
 from support.goldens import FOLDER, mixture
@@ -290,22 +290,32 @@ def test_a_stopped_run_goes_on_bit_for_bit(suffix: str, tmp_path: Path) -> None:
         measure_statistics(pair(), points(4), levels=7, resume=file)
 
 
-def test_statistics_are_checked_against_a_problem() -> None:
-    found = measure_statistics(guided(3.0, 4), points(4), levels=5, model="abc")
-    check_statistics(found, guided(3.0, 4), (2,), model="abc")
-    wrong: list[tuple[Problem, dict[str, Any], str]] = [
-        (guided(5.0, 4), {}, "belong to guidance .*3.0.*, not to .*5.0"),
-        (guided(3.0, 4, prediction="noise"), {}, "belong to prediction 'data', not to 'noise'"),
-        (guided(3.0, 4, path=LinearPath()), {}, "belong to path .*'vp'.*, not to .*'linear'"),
-        (guided(3.0, 4), {"model": "xyz"}, "belong to model 'abc', not to 'xyz'"),
-    ]
-    for problem, options, message in wrong:
-        with pytest.raises(ValueError, match=message):
-            check_statistics(found, problem, (2,), **options)
-        check_statistics(found, problem, (2,), force=True, **options)
-    with pytest.raises(ValueError, match=r"belong to shape \[2\], not to \[3\]"):
-        check_statistics(found, guided(3.0, 4), (3,), force=True)
+def test_statistics_run_on_the_prediction_and_guidance_they_were_measured_with() -> None:
+    problem = guided(3.0, 4)
+    found = measure_statistics(problem, points(4), levels=5, model="abc")
     assert found.metadata["path"] == path_facts(VPPath())
+
+    def drawn(**use: Any) -> Any:
+        given = {"prediction": "data", "guidance": problem.guidance, "model_kwargs": problem.model_kwargs, **use}
+        nodes = make_nodes(problem.path, [0.05, 0.5, 0.9, 1.0])
+        return sample(
+            problem.model, points(4), path=problem.path, method="dpm-solver-v3", grid=nodes, statistics=found, **given
+        )
+
+    assert torch.isfinite(drawn()).all()
+    other = guided(5.0, 4).guidance
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"guidance": other}, "guidance 3, not 5"),
+        ({"guidance": None}, "guidance 3, not none"),
+        ({"prediction": "noise"}, "a data prediction, not noise"),
+    ]
+    for use, message in wrong:
+        with pytest.raises(ValueError, match=f"{message}.*force=True"):
+            drawn(**use)
+        assert torch.isfinite(drawn(force=True, **use)).all()
+    unguided = measure_statistics(pair(), points(4), levels=5)
+    assert unguided.provenance() == {"prediction": "data", "guidance": None}
+    assert ModelStatistics(found.lam, found.l, found.s, found.b).provenance() == {}
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

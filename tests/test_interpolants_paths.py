@@ -16,6 +16,7 @@ from pathline.interpolants import (
     DiscretePath,
     EDMPath,
     GaussianPath,
+    KineticOptimalPath,
     LinearPath,
     PolynomialPath,
     SigmoidVPPath,
@@ -31,6 +32,7 @@ PATHS: list[GaussianPath] = [path_by_name(name) for name in list_paths() if name
 PATHS += [DiscretePath.from_betas(BETAS), DiscretePath.scaled_linear(), DiscretePath.cosine(200)]
 PATHS += [PolynomialPath(0.7), PolynomialPath(5), VPPath(0.5, 3.0), CosineVPPath(0.1), SigmoidVPPath(-3, 1, 0.4)]
 PATHS += [EDMPath(rho=1.0), VEPath(0.1, 9.0)]
+PATHS += [KineticOptimalPath((0.0, 0.1, 0.5, 0.9, 1.0)), KineticOptimalPath((0.0, 0.6, 0.2, 0.0), 0.4, 0.05)]
 IDS = [f"{path.name}-{index}" for index, path in enumerate(PATHS)]
 every_path = pytest.mark.parametrize("path", PATHS, ids=IDS)
 
@@ -44,7 +46,7 @@ def reference(path_name: str, t: Tensor) -> tuple[Tensor, Tensor]:
     """Signal and noise with default parameters, written as in the papers, with diffusion time tau."""
     tau = 1 - t
     integral = 0.5 * (20 - 0.1) * tau**2 + 0.1 * tau
-    if path_name == "linear":
+    if path_name in ("linear", "kinetic-optimal"):
         return t, tau
     if path_name == "cosine":
         return (math.pi / 2 * t).sin(), (math.pi / 2 * t).cos()
@@ -163,7 +165,15 @@ def test_both_ends_are_exact_and_free_of_nan(path: GaussianPath) -> None:
     assert bool(path.noise_noise_rate(0.0) <= 0)
     square_root = path.name in ("vp", "cosine-vp", "sigmoid-vp", "linear-vp", "discrete")
     assert (last.noise_rate == -math.inf) == square_root
-    from_pure_noise = path.name in ("linear", "cosine", "polynomial", "linear-vp", "cosine-vp", "sigmoid-vp")
+    from_pure_noise = path.name in (
+        "linear",
+        "cosine",
+        "polynomial",
+        "kinetic-optimal",
+        "linear-vp",
+        "cosine-vp",
+        "sigmoid-vp",
+    )
     assert (path.lam(0.0) == -math.inf) == from_pure_noise
     assert (first.signal == 0) == from_pure_noise
 

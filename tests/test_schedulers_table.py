@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
 
+from pathline.interpolants import DiscretePath, GaussianPath, VPPath
 from pathline.samplers import Table, build_table, make_nodes
 from pathline.samplers.fitted import described_fit
-from pathline.samplers.schedulers import PathlineScheduler
+from pathline.samplers.schedulers import PathlineScheduler, UniPCScheduler
+from pathline.training.conventions import training_betas
 from support.schedulers import latents, make, network, steps_over
 
 CONFIGS: dict[str, dict[str, Any]] = {"betas": {"prediction_type": "epsilon"}, "flow": {}}
@@ -85,3 +93,34 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path) -> None:
         PathlineScheduler(**CONFIGS["betas"], pathline={"table": {"rows": []}})
     with pytest.raises(FileNotFoundError):
         PathlineScheduler(**CONFIGS["betas"], pathline={"table": str(tmp_path / "missing.json")})
+
+
+def trained_on(path: GaussianPath) -> Any:
+    """The config of a network trained on this path, as `pathline train` writes it."""
+    return DDPMScheduler(trained_betas=training_betas(path), clip_sample=False).config
+
+
+@pytest.mark.parametrize(
+    "path", [DiscretePath.linear(), DiscretePath.scaled_linear(), DiscretePath.cosine(), VPPath()], ids=lambda p: p.name
+)
+def test_a_table_of_exact_levels_runs_in_the_scheduler_of_its_network(path: GaussianPath) -> None:
+    times = [path.time_at(lam).item() for lam in np.linspace(-4.0, 4.2, 9)]
+    table = build_table("unipc", make_nodes(path, [*times, 1.0]))
+    scheduler = PathlineScheduler.from_config(trained_on(path), pathline={"table": table.content()})
+    scheduler.set_timesteps(table.evaluations)
+    others = [trained_on(DiscretePath.linear(beta_end=0.0201)), trained_on(DiscretePath.linear(2e-4))]
+    for other in [*others, DDPMScheduler(beta_schedule="sigmoid").config]:
+        with pytest.raises(ValueError, match="was made for another path"):
+            PathlineScheduler.from_config(other, pathline={"table": table.content()}).set_timesteps(table.evaluations)
+
+
+@pytest.mark.parametrize("stock", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler])
+@pytest.mark.parametrize("ours", [PathlineScheduler, UniPCScheduler])
+def test_a_table_takes_the_place_of_the_solver_of_a_stock_config(stock: Any, ours: Any) -> None:
+    table = fitted("betas")
+    config = stock(solver_order=3 if stock is not DEISMultistepScheduler else 2, beta_end=0.02).config
+    scheduler = ours.from_config(config, pathline={"table": table.content()})
+    scheduler.set_timesteps(4)
+    assert scheduler.table == table
+    with pytest.raises(ValueError, match="leave out options"):
+        ours.from_config(config, pathline={"table": table.content(), "options": {"order": 2}})

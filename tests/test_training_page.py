@@ -37,4 +37,5 @@ def test_every_option_named_on_the_page_exists() -> None:
     known = {*option_fields(), "config", "multi_gpu", "num_processes", "help", "std", "out", "step"}
     named = set(re.findall(r"--([a-z_]+)", PAGE))
     assert named <= known, sorted(named - known)
-    assert {"coupling", "ema", "reflow_from", "image_condition", "latents", "skip_scale", "direction_weight"} <= named
+    expected = {"coupling", "ema", "reflow_from", "image_condition", "latents", "skip_scale", "direction_weight"}
+    assert expected | {"antithetic", "time_density"} <= named

@@ -101,9 +101,19 @@ def launch(folder: Path, processes: int, *options: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    one = run(tmp_path / "one", logging_steps=1, adam_epsilon=1e-3)
-    launch(tmp_path / "two", 2, "--train_batch_size", "4", "--checkpointing_steps", "4")
+ADAPTIVE = {"objective": "v", "loss_weight": "sigmoid", "time_density": "adaptive"}
+BRIDGE = {"objective": "bridge", "path": "bbdm", "image_condition": "super_resolution"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param(ADAPTIVE, marks=pytest.mark.slow), pytest.param(BRIDGE, marks=pytest.mark.slow)],
+    ids=["flow", "adaptive", "bridge"],
+)
+def test_two_processes_equal_one(tmp_path: Path, options: dict[str, str]) -> None:
+    one = run(tmp_path / "one", logging_steps=1, adam_epsilon=1e-3, **options)
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    launch(tmp_path / "two", 2, "--train_batch_size", "4", "--checkpointing_steps", "4", *given)
     two = tmp_path / "two"
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)
     for key, value in weights(one).items():

@@ -24,6 +24,7 @@ from .bridge_predictions import (
     ScorePrediction,
 )
 from .bridge_task import BridgeModel, BridgeSettings
+from .buckets import BucketPlan, bucket_sizes, nearest_size, padded
 from .conventions import choose_convention, stock_scheduler, wrap_network
 from .convex_flow import PowerCost, convex_flow_loss, potential_velocity
 from .data import ArraySet, Batch, FileSet, ImageSet, fetch_batches, load_data, split_indices
@@ -104,6 +105,7 @@ __all__ = [
     "BridgePreconditioned",
     "BridgePrediction",
     "BridgeSettings",
+    "BucketPlan",
     "ConsecutiveBridgeObjective",
     "CosMap",
     "CosMapWeight",
@@ -159,6 +161,7 @@ __all__ = [
     "absolute_error",
     "bbdm_levels",
     "bridge_objective",
+    "bucket_sizes",
     "build_network",
     "choose_convention",
     "class_posterior",
@@ -185,7 +188,9 @@ __all__ = [
     "load_data",
     "load_pipeline",
     "log_ratio",
+    "nearest_size",
     "objective_from_config",
+    "padded",
     "per_sample_loss",
     "potential_velocity",
     "read_config",

@@ -18,7 +18,7 @@ from pathline.samplers import keyed_normal
 
 from .densities import normal_cdf
 
-NOISE, TIME, STRATUM, FLIP, DROP, COUPLE, HIDE, PAIR = range(8)
+NOISE, TIME, STRATUM, FLIP, DROP, COUPLE, HIDE, PAIR, LATENT = range(9)
 """Slots of the keyed noise: what a sample's numbers are used for."""
 
 
@@ -91,11 +91,11 @@ class KeyedDraws:
     seed: int
     global_batch: int
 
-    def noise(self, step: int, places: Tensor, like: Tensor) -> Tensor:
+    def noise(self, step: int, places: Tensor, like: Tensor, slot: int = NOISE) -> Tensor:
         """Standard normals of the shape, type and device of `like`, (B, ...)."""
         places = places.to(like.device)
         return keyed_normal(
-            like.shape[1:], self.seed, places, row=step, slot=NOISE, dtype=like.dtype, device=like.device
+            like.shape[1:], self.seed, places, row=step, slot=slot, dtype=like.dtype, device=like.device
         )
 
     def noise_at(self, positions: Tensor, like: Tensor) -> Tensor:

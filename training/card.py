@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .data import ImageSet
-from .losses import GaussianObjective
 from .options import TrainOptions
 from .resolve import degradation_config
+from .tasks import Task
 
 
-def run_card(
-    options: TrainOptions, objective: GaussianObjective, data: ImageSet, convention: str, progress: Mapping[str, Any]
-) -> dict[str, Any]:
+def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mapping[str, Any]) -> dict[str, Any]:
     """Content of pathline.json: what was trained, on what, and how.
 
     `progress` has steps, images_per_step, weights ("ema" or "last") and labels (label embeddings or None).
@@ -21,10 +19,7 @@ def run_card(
     rest = dict(progress)
     labels = rest.pop("labels")
     return {
-        "path": objective.path.config(),
-        "prediction": objective.prediction,
-        "convention": convention,
-        "sigma_data": options.sigma_data,
+        **task.card(),
         "classes": None if labels is None else list(data.classes),
         "null_label": labels - 1 if labels is not None and options.class_dropout > 0 else None,
         "image_condition": degradation_config(options),
@@ -38,5 +33,5 @@ def run_card(
             "resolution": options.resolution,
             "center_crop": options.center_crop,
         },
-        "training": {**rest, "objective": objective.config(), "options": options.to_dict()},
+        "training": {**rest, "objective": task.config(), "options": options.to_dict()},
     }

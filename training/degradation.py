@@ -31,10 +31,13 @@ class Degradation:
     base : SuperResolutionBase or InpaintingBase
     start : bool
         Start the flow at the degraded image; else at noise. The network sees the image either way.
+    bridge : bool
+        The start is the source of a bridge: the model is given it, and no part of the state stands still.
     """
 
     base: SuperResolutionBase | InpaintingBase
     start: bool = False
+    bridge: bool = False
 
     @property
     def tiles(self) -> int | None:
@@ -67,18 +70,20 @@ class Degradation:
             assert made.free is not None
             seen = torch.cat([made.condition, made.free[:, :1]], 1)
         conditions = {"condition": seen}
-        if self.start and made.free is not None:
+        if self.bridge:
+            conditions["source"] = made.base
+        elif self.start and made.free is not None:
             conditions["free"] = made.free
         return (made.base if self.start else noise), conditions
 
     def config(self) -> dict[str, Any]:
-        """Name, parameters and start, for JSON; `degradation_from_config` reads it."""
+        """Name, parameters and use, for JSON; `degradation_from_config` reads it."""
         name = next(name for name, kind in DEGRADATIONS.items() if isinstance(self.base, kind))
-        return {"name": name, "start": self.start, **asdict(self.base)}
+        return {"name": name, "start": self.start, "bridge": self.bridge, **asdict(self.base)}
 
 
 def degradation_from_config(config: Mapping[str, Any]) -> Degradation:
-    """Make a degradation from its name, start and parameters.
+    """Make a degradation from its name, parameters and use.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def degradation_from_config(config: Mapping[str, Any]) -> Degradation:
         If one is unknown or not possible.
     """
     rest = dict(config)
-    name, start = rest.pop("name"), rest.pop("start", False)
+    name, start, bridge = rest.pop("name"), rest.pop("start", False), rest.pop("bridge", False)
     kind = DEGRADATIONS[check_name("image_condition", name, DEGRADATIONS)]
     known = [field.name for field in fields(kind)]
     for key, value in rest.items():
@@ -94,4 +99,4 @@ def degradation_from_config(config: Mapping[str, Any]) -> Degradation:
             raise unknown_name(f"parameter of {name!r}", key, known)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{key}={value!r} of {name!r} must be a number")
-    return Degradation(kind(**rest), bool(start))
+    return Degradation(kind(**rest), bool(start), bool(bridge))

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pathline.interpolants import GaussianPath, path_from_config
-from pathline.samplers import WrappedModel, from_diffusers
+from pathline.interpolants import path_from_config
+from pathline.samplers import from_diffusers
 
-from .conventions import stock_scheduler, wrap_network
+from .bridge_task import BridgeModel, BridgeSettings
+from .conventions import StockScheduler, stock_scheduler, wrap_network
 from .files import read_json, replacing, write_json
 from .networks import LabelledNetwork, label_count, prepare_network, scale_skips
 from .tensor_files import written_or_removed
@@ -44,10 +45,11 @@ class LoadedPipeline(NamedTuple):
 
     `model(x, t, class_labels=None)` returns `prediction` on `path`; `metadata` is the content of pathline.json
     (empty for a pipeline from elsewhere), and `shape` (C, H, W) that of one sample, and `network` the bare module.
+    A bridge is a `BridgeModel`; its path is a StochasticInterpolant, or None where it has levels alone.
     """
 
-    model: WrappedModel
-    path: GaussianPath
+    model: Any
+    path: Any
     prediction: str
     metadata: dict[str, Any]
     shape: tuple[int, int, int]
@@ -82,11 +84,8 @@ def export_pipeline(network: nn.Module, folder: str | os.PathLike[str], card: Ma
     target.mkdir(parents=True, exist_ok=True)
     kind = type(network).__name__
     labelled = label_count(network) is not None and kind == "UNet2DModel"
-    convention, sigma_data = card["convention"], card.get("sigma_data", 0.5)
-    path = path_from_config(card["path"])
-    stock = stock_scheduler(path, card["prediction"], convention, sigma_data, labelled=labelled)
-    if not is_stock(card):
-        stock = None
+    convention = card["convention"]
+    stock = _stock_of(card, labelled) if is_stock(card) else None
     _save_part(network, target / _FOLDERS[kind])
     name = None
     index: dict[str, Any] = {"_diffusers_version": diffusers.__version__, _FOLDERS[kind]: ["diffusers", kind]}
@@ -103,6 +102,11 @@ def export_pipeline(network: nn.Module, folder: str | os.PathLike[str], card: Ma
             json.dump({"_class_name": name, **index}, stream, indent=2, sort_keys=True)
     write_json(target / CARD_FILE, {"format": FORMAT, "pipeline": name, "network": kind, **card})
     return name
+
+
+def _stock_of(card: Mapping[str, Any], labelled: bool) -> StockScheduler | None:
+    path, sigma_data = path_from_config(card["path"]), card.get("sigma_data", 0.5)
+    return stock_scheduler(path, card["prediction"], card["convention"], sigma_data, labelled=labelled)
 
 
 def is_stock(card: Mapping[str, Any]) -> bool:
@@ -159,12 +163,16 @@ def load_pipeline(folder: str | os.PathLike[str], device: torch.device | str | N
     if card.get("format") != FORMAT:
         raise ValueError(f"{place / CARD_FILE} has format {card.get('format')!r}; this version reads {FORMAT}")
     network = _load_network(place / _FOLDERS[card["network"]], card["network"], device)
-    path = path_from_config(card["path"])
     if card.get("skip_scale"):
         scale_skips(network, card["skip_scale"])
     labelled = LabelledNetwork(network, label_count(network), conditioned=card.get("image_condition") is not None)
-    model = wrap_network(labelled, path, card["prediction"], card["convention"], card.get("sigma_data", 0.5))
-    return LoadedPipeline(model, path, card["prediction"], card, _shape_from(card, network), network)
+    model: Any
+    if card.get("bridge") is not None:
+        model = BridgeModel(labelled, BridgeSettings(**card["bridge"]))
+    else:
+        path = path_from_config(card["path"])
+        model = wrap_network(labelled, path, card["prediction"], card["convention"], card.get("sigma_data", 0.5))
+    return LoadedPipeline(model, model.path, model.prediction, card, _shape_from(card, network), network)
 
 
 def _load_network(folder: Path, kind: str, device: torch.device | str | None) -> nn.Module:

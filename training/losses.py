@@ -71,10 +71,11 @@ def regression_target(
     return x, -noise / noise_scale, point
 
 
-def squared_error(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+def squared_error(output: Tensor, target: Tensor, reduction: str = "mean", mask: Tensor | None = None) -> Tensor:
     """Squared error of each sample, reduced over its own axes in float32 or wider: (B, ...) -> (B,).
 
-    `reduction` is "mean" over the entries of a sample, their "sum", or "half_sum".
+    `reduction` is "mean" over the entries of a sample, their "sum", or "half_sum". With a `mask` of 0 and 1, of a shape
+    that broadcasts to theirs, only entries where it is 1 count; a sample without any has loss 0.
 
     Raises
     ------
@@ -85,10 +86,24 @@ def squared_error(output: Tensor, target: Tensor, reduction: str = "mean") -> Te
     if output.shape != target.shape:
         raise ValueError(f"the model returned shape {tuple(output.shape)} for a target of {tuple(target.shape)}")
     wide = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
-    square = (output.to(wide) - target.to(wide)).square().flatten(1)
+    difference = output.to(wide) - target.to(wide)
+    if mask is not None:
+        kept = _expanded(mask, output)
+        difference = difference.masked_fill(~kept, 0.0)
+        if reduction == "mean":
+            return difference.square().flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1)
+    square = difference.square().flatten(1)
     if reduction == "mean":
         return square.mean(1)
     return square.sum(1) if reduction == "sum" else 0.5 * square.sum(1)
+
+
+def _expanded(mask: Tensor, output: Tensor) -> Tensor:
+    """A mask as booleans of the shape of the output; ValueError if it has another number of axes or does not fit."""
+    sizes = zip(mask.shape, output.shape, strict=False)
+    if mask.ndim != output.ndim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(f"mask must broadcast to {tuple(output.shape)}, with as many axes, got {tuple(mask.shape)}")
+    return mask.to(output.device, torch.bool).expand(output.shape)
 
 
 def direction_error(output: Tensor, target: Tensor) -> Tensor:
@@ -168,6 +183,8 @@ class GaussianObjective:
         noise: Tensor,
         t: Tensor,
         model_kwargs: Mapping[str, Any] | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Loss of each sample, shape (B,).
 
@@ -178,13 +195,16 @@ class GaussianObjective:
         data, noise : Tensor, shape (B, ...)
         t : Tensor, shape (B,)
             Path times; float64 keeps the coefficients exact whatever the type of `data`.
+        mask : Tensor, optional
+            1 where entries count and 0 where they are padding, as in `squared_error`; the model is told by
+            `model_kwargs` if it is to know.
         """
         x, target, point = regression_target(self.path, self.measured, data, noise, t)
         label = t.to(device=data.device, dtype=torch.promote_types(data.dtype, torch.float32))
         output = model(x, label, **(model_kwargs or {}))
         if self.measured != self.prediction:
             output = convert(x, output, point, self.prediction, self.measured)
-        error = squared_error(output, target, self.reduction)
+        error = squared_error(output, target, self.reduction, mask)
         return self.sample_weight(t, point).to(error) * error
 
     def sample_weight(self, t: Tensor, point: PathPoint | None = None) -> Tensor:

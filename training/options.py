@@ -52,7 +52,9 @@ class TrainOptions:
     image_condition_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Data", "JSON: factor and noise, or tiles and hidden.")
     )
-    image_start: bool = _option(False, "Data", "Start at the degraded image in place of noise; flow on a linear path.")
+    image_start: bool = _option(
+        False, "Data", "Start at the degraded image in place of noise; linear flow, interpolant; implied by a bridge."
+    )
     unreadable: str = _option(
         "error", "Data", "Image files that cannot be read: error, or skip them, with their names."
     )
@@ -70,8 +72,12 @@ class TrainOptions:
         default_factory=dict, metadata=_about("Network", "JSON: settings of the diffusers class to change.")
     )
 
-    objective: str = _option("flow", "Objective", "flow, noise, v, data or edm: sets the options below.")
-    path: str | None = _option(None, "Objective", "Name of the path, such as linear, cosine, vp, edm, discrete.")
+    objective: str = _option(
+        "flow", "Objective", "flow, noise, v, data, edm, interpolant or bridge: sets the options below."
+    )
+    path: str | None = _option(
+        None, "Objective", "Name of the path: linear, cosine, vp ...; one_sided_linear ...; brownian, ddbm-vp, i2sb ..."
+    )
     path_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Objective", "JSON: parameters of the path.")
     )
@@ -81,11 +87,14 @@ class TrainOptions:
     loss_weight_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Objective", "JSON: parameters of the weight.")
     )
-    time_density: str | None = _option(None, "Objective", "uniform, logit_normal, mode, cosmap, lognormal_sigma, ...")
+    time_density: str | None = _option(
+        None, "Objective", "uniform, logit_normal, mode, cosmap, lognormal_sigma, ..., or adaptive: follows the loss."
+    )
     time_density_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Objective", "JSON: parameters of the density.")
     )
     direction_weight: float = _option(0.0, "Objective", "Share of 1 - cosine of the velocity over channels, added.")
+    antithetic: bool = _option(False, "Objective", "Interpolants: both signs of the latent noise, at two calls.")
     stratified_times: bool = _option(True, "Objective", "Spread the times of a batch evenly over the density.")
     weighting_scheme: str | None = _option(None, "Objective", "diffusers' name for a density or a weight.")
     logit_mean: float | None = _option(None, "Objective", "Mean of logit_normal; above 0 leans to the data.")

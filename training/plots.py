@@ -14,23 +14,20 @@ from torch import Tensor, nn
 from pathline.samplers.files import replacing
 
 from .files import write_json
-from .losses import GaussianObjective
 from .run_log import LEVELS, LOG_FILE
-from .samples import Samples
+from .tasks import Samples, Task
 
 PLOTS = "plots"
 
 
-def gradient_by_time(
-    objective: GaussianObjective, model: Callable[..., Tensor], network: nn.Module, samples: Samples
-) -> list[float]:
+def gradient_by_time(task: Task, model: Callable[..., Tensor], network: nn.Module, samples: Samples) -> list[float]:
     """Norm of the gradient of the mean loss in each of the five equal intervals of time, with the present weights.
 
     Parameters
     ----------
-    objective : GaussianObjective
+    task : Task
     model : callable
-        In pathline's convention.
+        From `task.wrap`.
     network : nn.Module
         Inside the model; its gradients are left as they are.
     samples : Samples
@@ -38,13 +35,13 @@ def gradient_by_time(
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     count = len(samples.data)
-    low, high = objective.interval
+    low, high = task.interval
     norms = []
     training = network.training
     network.eval()  # the same weights give the same plot
     for level in range(LEVELS):
         times = (level + (torch.arange(count, dtype=torch.float64) + 0.5) / count) / LEVELS
-        losses = objective(model, samples.data, samples.noise, times.clamp(low, high), samples.conditions)
+        losses = task.losses(model, samples._replace(times=times.clamp(low, high)))
         gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
         squares = [g.double().square().sum() for g in gradients if g is not None]
         norms.append(float(torch.stack(squares).sum().sqrt()))

@@ -215,7 +215,7 @@ def _identity(card: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     training = card["training"]
     free = RUN_ONLY | {"train_batch_size", "gradient_accumulation_steps", "max_train_steps"}
     options = {name: value for name, value in training["options"].items() if name not in free}
-    told = [config, card["data"], card["path"], training["images_per_step"], training["objective"], options]
+    told = [config, card["data"], card["path"], training["images_per_step"], options]  # these decide the objective
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

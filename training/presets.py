@@ -28,6 +28,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "time_density": "lognormal_sigma",
         "time_density_config": {"mean": -1.2, "std": 1.2},
     },
+    "interpolant": {
+        "path": "one_sided_linear",
+        "prediction": "velocity",
+        "loss_weight": "none",
+        "time_density": "uniform",
+    },
+    # what the network of a bridge predicts belongs to its path
+    "bridge": {"path": "brownian", "loss_weight": "none", "time_density": "uniform"},
 }
 """Path, prediction, weight and density of each named objective; each can be changed by itself."""
 

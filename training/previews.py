@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.samplers import START_NOISE, WrappedModel, keyed_normal, list_adaptive, plan, sample
+from pathline.samplers import START_NOISE, keyed_normal, list_adaptive, plan, sample
 from pathline.samplers.files import replacing
 
-from .losses import GaussianObjective
 from .options import TrainOptions
+from .tasks import Task
 
 _SMALL_SIDE = 64
 _BORDER = 4
 
 
-def check_preview(options: TrainOptions, objective: GaussianObjective) -> None:
-    """Refuse a sampler that cannot run on the objective's path; ValueError says why."""
-    if options.preview_method not in list_adaptive():
-        path, prediction = objective.path, objective.prediction
-        plan(path, options.preview_method, nfe=options.preview_nfe, prediction=prediction)
+def check_preview(options: TrainOptions, task: Task) -> None:
+    """Refuse a sampler that cannot run, or is wrong, for the task; ValueError says why."""
+    settings = task.sampling(options.preview_method, options.preview_nfe)
+    if settings["method"] in list_adaptive():
+        adds_noise = str(settings["method"]).startswith("sde")
+    else:
+        adds_noise = plan(task.path, prediction=task.prediction, **settings).stochastic
+    if adds_noise and not task.takes_noise:
+        raise ValueError(
+            f"preview_method {options.preview_method!r} adds noise, which asks for a score that this network does not "
+            "give; choose a deterministic one, such as heun"
+        )
 
 
 @torch.no_grad()
 def draw_preview(
-    model: WrappedModel,
+    task: Task,
+    model: Any,
     options: TrainOptions,
     shape: tuple[int, int, int],
     labels: int | None,
     device: torch.device,
     restored: tuple[Tensor, dict[str, Tensor]] | None = None,
 ) -> Tensor:
-    """Samples (B, C, H, W) of the sampler that the options name, by default the one `sample` takes for the budget.
+    """Samples (B, C, H, W) of the sampler that the options name, by default the one that suits the task.
 
     Start and noise are keyed by the seed of the run, so that previews of two steps show the same draws. With labels
     (the embeddings of the network, the last one for "no label") the classes come in turn. `restored` gives the start
@@ -44,17 +53,11 @@ def draw_preview(
     indices = torch.arange(options.preview_images, device=device)
     noise = keyed_normal(shape, options.seed, indices, row=START_NOISE, device=device)
     start, conditions = (noise, {}) if restored is None else restored
-    start = start * float(model.path.noise(0.0))
+    start = task.begin(start, noise[: len(start)])
     if labels is not None:
         conditions = {**conditions, "class_labels": indices[: len(start)] % (labels - 1)}
-    images = sample(
-        model,
-        start,
-        method=options.preview_method,
-        nfe=options.preview_nfe,
-        model_kwargs=conditions,
-        seed=options.seed,
-    )
+    settings = task.sampling(options.preview_method, options.preview_nfe)
+    images = sample(model, start, **settings, model_kwargs=conditions, seed=options.seed)
     assert isinstance(images, Tensor)
     return images
 

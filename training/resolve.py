@@ -11,6 +11,7 @@ from pathline.interpolants import coupling_by_name, unknown_name
 from .data import UNREADABLE
 from .degradation import degradation_from_config
 from .files import read_json
+from .objective_checks import check_objective
 from .options import AVERAGES, LR_SCHEDULERS, MIXED_PRECISION, TrainOptions, check_types
 from .presets import DATA_PRESETS, GENERAL_PRESET, OBJECTIVES, WEIGHTING_SCHEMES
 
@@ -48,6 +49,9 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
     if options.loss_weight == "edm":
         options.loss_weight_config = {"sigma_data": options.sigma_data, **options.loss_weight_config}
     _check_ranges(options)
+    check_objective(options)
+    if options.objective == "bridge":
+        options.image_start = True
     if options.reflow_from is not None:
         for name, allowed in (("coupling", "independent"), ("random_flip", False)):
             if getattr(options, name) != allowed:
@@ -63,7 +67,8 @@ def degradation_config(options: TrainOptions) -> dict[str, Any] | None:
     """The image condition as `degradation_from_config` takes it; None without one."""
     if options.image_condition is None:
         return None
-    return {"name": options.image_condition, "start": options.image_start, **options.image_condition_config}
+    given = {"name": options.image_condition, "start": options.image_start, **options.image_condition_config}
+    return {**given, "bridge": True} if options.objective == "bridge" else given
 
 
 def _check_image_condition(options: TrainOptions) -> None:
@@ -75,12 +80,23 @@ def _check_image_condition(options: TrainOptions) -> None:
     degradation_from_config(config)
     if options.reflow_from is not None:
         raise ValueError("image_condition does not go with reflow_from: pairs are drawn without images")
-    if options.image_start and (options.path, options.prediction) != ("linear", "velocity"):
+    if options.image_start:
+        _check_image_start(options)
+
+
+def _check_image_start(options: TrainOptions) -> None:
+    if options.objective == "interpolant" and str(options.path).startswith("one_sided"):
+        raise ValueError(
+            f"image_start needs a two-sided path, got {options.path!r}, whose base is noise; allowed: linear, "
+            "trigonometric, encoder_decoder"
+        )
+    gaussian = options.objective not in ("interpolant", "bridge")
+    if gaussian and (options.path, options.prediction) != ("linear", "velocity"):
         raise ValueError(
             f"image_start needs path 'linear' and prediction 'velocity', got {options.path!r} and "
             f"{options.prediction!r}: others take the start for a standard normal"
         )
-    if options.image_start and options.coupling != "independent":
+    if options.coupling != "independent":
         raise ValueError(f"coupling={options.coupling!r} does not go with image_start: it pairs each image with itself")
 
 

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pathline.interpolants import coupling_by_name
 
-from .batches import DROP, BatchPlan, KeyedDraws
+from .batches import DROP, LATENT, BatchPlan, KeyedDraws
 from .coupled_noise import CoupledNoise
 from .data import Batch, ImageSet
 from .degradation import degradation_from_config
-from .losses import GaussianObjective
 from .options import TrainOptions
 from .resolve import degradation_config
-
-
-class Samples(NamedTuple):
-    """One micro-batch, ready for the objective.
-
-    Attributes
-    ----------
-    data, noise : Tensor (B, C, H, W)
-    times : float64 Tensor (B,)
-    conditions : dict
-        Keyword arguments of the model.
-    """
-
-    data: Tensor
-    noise: Tensor
-    times: Tensor
-    conditions: dict[str, Tensor]
+from .tasks import Samples, Task
 
 
 class SampleMaker:
@@ -45,7 +27,7 @@ class SampleMaker:
         Resolved.
     data : ImageSet
     plan : BatchPlan
-    objective : GaussianObjective
+    task : Task
     labels : int, optional
         Label embeddings of the network, the last one for "no label"; None without classes.
 
@@ -60,10 +42,10 @@ class SampleMaker:
         options: TrainOptions,
         data: ImageSet,
         plan: BatchPlan,
-        objective: GaussianObjective,
+        task: Task,
         labels: int | None,
     ) -> None:
-        self.options, self.plan, self.objective, self.labels = options, plan, objective, labels
+        self.options, self.plan, self.task, self.labels = options, plan, task, labels
         self.draws = KeyedDraws(options.seed, plan.global_batch)
         self.coupled = self._coupled(data)
         config = degradation_config(options)
@@ -91,14 +73,17 @@ class SampleMaker:
             flip = self.draws.flips(step, places)
             data = torch.where(flip.to(device)[:, None, None, None], data.flip(-1), data)
         draw = self.draws.stratified if options.stratified_times else self.draws.uniforms
-        times = self.objective.times(draw(step, places))
+        times = self.task.times(draw(step, places))
         given = None if batch.noise is None else batch.noise.to(device, non_blocking=True)
-        noise = self._noise(step, places, data) if given is None else given
+        start = self._noise(step, places, data) if given is None else given
         conditions = self._conditions(step, places, batch, device)
         if self.degrade is not None:
-            noise, images = self.degrade(data, noise, self._tiles(step, places))
+            start, images = self.degrade(data, start, self._tiles(step, places))
             conditions |= images
-        return Samples(data, noise, times, conditions)
+        latent = self.draws.noise(step, places, data, LATENT) if self.task.takes_latent else None
+        if latent is not None and "free" in conditions:  # parts that are kept do not move
+            latent = latent * conditions["free"]
+        return Samples(data, start, times, conditions, latent)
 
     def preview(self, data: ImageSet, count: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         """Start and conditions to restore the first `count` images, with the noises of step 0."""

@@ -10,20 +10,26 @@ from torch import nn
 
 from pathline.interpolants import DiscretePath, GaussianPath, check_name, path_by_name, unknown_name
 
+from .adaptive_density import AdaptiveSchedule
+from .bridge_task import BridgeSettings, BridgeTask
 from .conventions import choose_convention
 from .data import ImageSet, load_data
 from .degradation import degradation_from_config
-from .densities import TimeDensity
+from .densities import TimeDensity, UniformTime
 from .ema import NetworkAverage, WeightAverage
 from .export import load_pipeline
+from .interpolant_losses import InterpolantObjective
+from .interpolant_task import InterpolantTask, make_interpolant
 from .latents import read_latents
 from .losses import GaussianObjective
 from .networks import build_network, default_config, scale_skips
+from .objective_checks import ADAPTIVE, LATENT_POWER
 from .options import TrainOptions
 from .power_averages import PowerAverages
 from .reflow import PairSet
 from .resolve import degradation_config, parse_numbers
-from .weights import LossWeight
+from .tasks import GaussianTask, Task
+from .weights import LatentPower, LossWeight
 
 _SCHEDULES = {
     "linear": DiscretePath.linear,
@@ -50,31 +56,75 @@ def make_path(name: str, parameters: Mapping[str, Any]) -> GaussianPath:
         raise ValueError(f"path_config {dict(parameters)} does not suit the schedule {schedule!r}: {error}") from error
 
 
-def make_objective(options: TrainOptions) -> GaussianObjective:
-    """Make the objective of resolved options.
+def make_task(options: TrainOptions) -> Task:
+    """Make the task of resolved options.
 
     Raises
     ------
     ValueError
         If parts are unknown or do not fit each other.
     """
+    makers = {"interpolant": _interpolant_task, "bridge": _bridge_task}
+    return makers.get(options.objective, _gaussian_task)(options)
+
+
+def _gaussian_task(options: TrainOptions) -> Task:
     assert options.path is not None
     assert options.prediction is not None
     assert options.loss_weight is not None
-    assert options.time_density is not None
-    return GaussianObjective(
-        path=make_path(options.path, options.path_config),
+    path = make_path(options.path, options.path_config)
+    adaptive = options.time_density == ADAPTIVE
+    objective = GaussianObjective(
+        path=path,
         prediction=options.prediction,
         target=options.loss_target,
         weight=LossWeight.by_name(options.loss_weight, **options.loss_weight_config),
-        density=TimeDensity.by_name(options.time_density, **options.time_density_config),
+        density=UniformTime() if adaptive else _density(options),
     )
-
-
-def make_convention(options: TrainOptions, objective: GaussianObjective) -> str:
-    """Convention of the network's labels and output; preconditioned for the edm objective as it stands."""
     preconditioned = options.objective == "edm" and objective.prediction == "data" and options.path == "edm"
-    return choose_convention(objective.path, objective.prediction, preconditioned)
+    convention = choose_convention(path, objective.prediction, preconditioned)
+    schedule = _adaptive_schedule(options, path) if adaptive else None
+    return GaussianTask(objective, convention, options.sigma_data, options.direction_weight, schedule)
+
+
+def _adaptive_schedule(options: TrainOptions, path: GaussianPath) -> AdaptiveSchedule:
+    known = ("bins", "decay", "explore")
+    for key in options.time_density_config:
+        check_name("parameter of time_density 'adaptive'", key, known)
+    return AdaptiveSchedule(path, **options.time_density_config)
+
+
+def _interpolant_task(options: TrainOptions) -> Task:
+    assert options.path is not None
+    assert options.prediction is not None
+    objective = InterpolantObjective(
+        make_interpolant(options.path, options.path_config),
+        options.prediction,
+        antithetic=options.antithetic,
+        weight=_latent_power(options) or LatentPower(),
+        density=_density(options),
+    )
+    return InterpolantTask(objective)
+
+
+def _bridge_task(options: TrainOptions) -> Task:
+    assert options.path is not None
+    settings = BridgeSettings(options.path, options.path_config, options.prediction)
+    return BridgeTask(settings, _latent_power(options), _density(options))
+
+
+def _density(options: TrainOptions) -> TimeDensity:
+    assert options.time_density is not None
+    return TimeDensity.by_name(options.time_density, **options.time_density_config)
+
+
+def _latent_power(options: TrainOptions) -> LatentPower | None:
+    """The weight of an interpolant or bridge; None where the options leave its own."""
+    if options.loss_weight != LATENT_POWER:
+        return None
+    for key in options.loss_weight_config:
+        check_name(f"parameter of loss_weight {LATENT_POWER!r}", key, ("power", "limit"))
+    return LatentPower(**options.loss_weight_config)
 
 
 def make_data(options: TrainOptions) -> ImageSet:

@@ -22,9 +22,7 @@ from .checkpoints import (
     remove_old,
     temporary_folder,
 )
-from .conventions import stock_scheduler, wrap_network
 from .data import Batch, fetch_batches
-from .direction import loss_with_direction
 from .export import export_pipeline, push_folder
 from .files import write_json
 from .interrupts import StopRequest, stop_request
@@ -41,12 +39,11 @@ from .samples import SampleMaker
 from .setup import (
     check_trackers,
     make_average,
-    make_convention,
     make_data,
     make_lr_schedule,
     make_network,
-    make_objective,
     make_optimizer,
+    make_task,
 )
 from .tensor_files import written_or_removed
 
@@ -90,12 +87,12 @@ class Trainer:
 
         self.options = options
         self.folder = Path(options.output_dir)
-        self.objective = make_objective(options)
-        self.objective.times(torch.tensor([0.5], dtype=torch.float64))  # refuses an unsuitable density now
+        self.task = make_task(options)
+        self.task.times(torch.tensor([0.5], dtype=torch.float64))  # refuses an unsuitable density now
         if options.latents is not None:
             options.preview_images = 0  # latents are not seen without their autoencoder
         if options.preview_images:  # a sampler that cannot run is refused now, not after training
-            check_preview(options, self.objective)
+            check_preview(options, self.task)
         trackers = check_trackers(options.report_to)
         self.data = make_data(options)
         network = make_network(options, self.data)
@@ -110,8 +107,7 @@ class Trainer:
         )
         self._plan_batches()
         self.labels = label_count(network) if options.class_conditional else None
-        self.samples = SampleMaker(options, self.data, self.plan, self.objective, self.labels)
-        self.convention = make_convention(options, self.objective)
+        self.samples = SampleMaker(options, self.data, self.plan, self.task, self.labels)
         network.to(self.accelerator.device)
         self.average = make_average(options, network)
         optimizer = make_optimizer(options, network)
@@ -139,8 +135,7 @@ class Trainer:
     def _model_of(self, network: nn.Module) -> Any:
         labels = label_count(self.accelerator.unwrap_model(network))
         labelled = LabelledNetwork(network, labels, conditioned=self.options.image_condition is not None)
-        objective, sigma_data = self.objective, self.options.sigma_data
-        return wrap_network(labelled, objective.path, objective.prediction, self.convention, sigma_data)
+        return self.task.wrap(labelled)
 
     def run(self) -> TrainResult:
         """Train from the beginning or a checkpoint to the last step, then write the result."""
@@ -181,6 +176,7 @@ class Trainer:
             if self.average is not None:
                 self.average.load(checkpoint)
             self.lr_schedule.load_state_dict(state["lr_schedule"])
+            self.task.load_state_dict(state.get("task", {}))
             self.step = int(state["step"])
         else:
             torch.manual_seed(self.options.seed + self.accelerator.process_index)  # for dropout, if any
@@ -205,20 +201,18 @@ class Trainer:
         return {"images per optimiser step": self.plan.global_batch, "images in the data set": len(self.data)}
 
     def _say_what(self) -> None:
-        objective = self.objective
-        stock = stock_scheduler(objective.path, objective.prediction, self.convention, self.options.sigma_data)
         weights = sum(parameter.numel() for parameter in self.bare_network.parameters())
         self.log.say(
             f"{self.options.network} with {weights / 1e6:.2f} M weights on {len(self.data)} images of "
-            f"{self.data.name}: {objective.prediction} on path {objective.path.name}, "
+            f"{self.data.name}: {self.task.title}, "
             f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
         )
         if skipped := getattr(self.data, "skipped", ()):
             self.log.say(f"{len(skipped)} files were skipped, they cannot be read: {', '.join(skipped[:10])}")
-        if stock is None:
+        if self.task.stock() is None:
             self.log.say(
-                f"no stock diffusers scheduler samples a {objective.prediction} network on path "
-                f"{objective.path.name!r}: the result opens with pathline.training.load_pipeline only"
+                f"no stock diffusers scheduler samples a network of {self.task.title}: the result opens with "
+                "pathline.training.load_pipeline only"
             )
 
     def _steps(self) -> Iterator[list[tuple[Tensor, Batch]]]:
@@ -233,11 +227,12 @@ class Trainer:
 
     def _optimise(self, batches: list[tuple[Tensor, Batch]]) -> float:
         """One optimiser step; the mean loss of this process."""
-        total = 0.0
+        total, seen = 0.0, []
         for places, batch in batches:
             with self.accelerator.accumulate(self.network):
                 losses, times = self._losses(places, batch)
                 self._refuse_non_finite(losses, times)
+                seen.append((times, losses.detach()))
                 total += float(losses.detach().mean()) / len(batches)
                 self.accelerator.backward(losses.mean())
                 if self.accelerator.sync_gradients:
@@ -247,6 +242,8 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self.log.note_levels(losses, times)
         self.lr_schedule.step()
+        if self.task.adapts:
+            self._learn_from(seen)
         if self.average is not None:
             self.average.update(self.bare_network)
             self.log.note(ema_decay=self.average.decay)
@@ -255,8 +252,14 @@ class Trainer:
     def _losses(self, places: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each sample, and its time; everything random is keyed by (seed, step, place)."""
         made = self.samples(self.step, places, batch, self.accelerator.device)
-        weight = self.options.direction_weight
-        return loss_with_direction(self.objective, weight, self.model, *made), made.times
+        return self.task.losses(self.model, made), made.times
+
+    def _learn_from(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+        """Show the task the times and losses of the whole step, in order of time on any split."""
+        parts = (torch.cat(part).to(self.accelerator.device, torch.float64) for part in zip(*seen, strict=True))
+        times, losses = (self.accelerator.gather(part) for part in parts)
+        order = times.argsort()
+        self.task.learn(times[order], losses[order])
 
     def _refuse_non_finite(self, losses: Tensor, times: Tensor) -> None:
         losses = losses.detach()
@@ -265,13 +268,11 @@ class Trainer:
             return
         worst = int(bad.nonzero()[0])
         t = float(times[worst])
-        path = self.objective.path
         saved = list_checkpoints(self.folder)
         raise NonFiniteLossError(
-            f"loss is {float(losses[worst])} at optimiser step {self.step + 1}, at time {t:.4f} (signal "
-            f"{float(path.signal(t)):.4g}, noise {float(path.noise(t)):.4g}, log-SNR {2 * float(path.lam(t)):.3g}), "
-            f"for {int(bad.sum())} of {len(losses)} samples; the weights were left as they were. Try a lower "
-            f"learning rate; the last checkpoint is {saved[-1] if saved else 'none'}"
+            f"loss is {float(losses[worst])} at optimiser step {self.step + 1}, at time {t:.4f} "
+            f"({self.task.level(t)}), for {int(bad.sum())} of {len(losses)} samples; the weights were left "
+            f"as they were. Try a lower learning rate; the last checkpoint is {saved[-1] if saved else 'none'}"
         )
 
     def _after_step(self, request: StopRequest) -> None:
@@ -316,6 +317,7 @@ class Trainer:
                     "step": self.step,
                     "sizes": self._sizes(),
                     "lr_schedule": self.lr_schedule.state_dict(),
+                    "task": self.task.state_dict(),
                     "options": self.options.to_dict(),
                 }
                 finish_checkpoint(temporary, target, state)
@@ -332,7 +334,7 @@ class Trainer:
             restored = self.samples.preview(self.data, options.preview_images, device)
         with self._final_weights():
             model = self._model_of(self.bare_network)
-            images = draw_preview(model, options, self.data.shape, self.labels, device, restored)
+            images = draw_preview(self.task, model, options, self.data.shape, self.labels, device, restored)
         save_preview(self.folder / "previews" / f"step-{self.step:06d}.png", images)
 
     def _plot(self) -> None:
@@ -340,7 +342,7 @@ class Trainer:
         places = torch.arange(min(options.train_batch_size or 1, self.plan.global_batch))
         batch = self.data.__getitems__(self.plan.indices(self.step, places))
         made = self.samples(self.step, places, batch, device)
-        norms = gradient_by_time(self.objective, self._model_of(self.bare_network), self.bare_network, made)
+        norms = gradient_by_time(self.task, self._model_of(self.bare_network), self.bare_network, made)
         if (problem := write_plots(self.folder, norms)) is not None:
             self.log.say(problem)
 
@@ -368,7 +370,7 @@ class Trainer:
 
     def card(self) -> dict[str, Any]:
         """Content of pathline.json: what was trained, on what, and how."""
-        return run_card(self.options, self.objective, self.data, self.convention, self._progress())
+        return run_card(self.options, self.task, self.data, self._progress())
 
     def _progress(self) -> dict[str, Any]:
         return {

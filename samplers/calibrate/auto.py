@@ -6,6 +6,7 @@ same hold-out, so that the choice is never worse there than no calibration at al
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.interpolants import unknown_name
+from pathline.interpolants import GaussianPath, unknown_name
 
 from ..analysis import Spectrum
 from ..anchors import missing_anchors
+from ..defaults import is_guided
 from ..fitted import described_fit
 from ..grids import make_nodes
+from ..nodes import Nodes
 from ..numerics import Array
 from ..run_state import NonFiniteError
 from ..sampling import plan
@@ -33,20 +36,23 @@ from .row_fits import Reference, dense_nodes, make_reference
 from .trajectories import Problem, reference_states, sample_errors
 
 UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("unipc", {"order": 2}),
-    ("unipc", {"order": 3}),
-    ("dpm++", {"order": 2}),
-    ("dpm++", {"order": 3}),
-    ("ipndm", {"order": 2}),
     ("ipndm", {"order": 3}),
     ("ipndm", {"order": 2, "afs": True}),
+    ("unipc", {"order": 2}),
+    ("ghvb", {}),
+    ("ipndm", {"order": 2}),
+    ("dpm++", {"order": 2}),
+    ("unipc", {"order": 3}),
     ("ipndm", {"order": 3, "afs": True}),
     ("deis", {"order": 3}),
-    ("ghvb", {}),
+    ("dpm++", {"order": 3}),
     ("ddim", {}),
 )
-GRIDS = ("logsnr", "karras", "time", "beta", "dmn", "shifted")
-_FIRST_LOOK = 4  # samples on which every untuned candidate runs; the best quarter of them goes on
+GRIDS = ("logsnr", "beta", "karras", "dmn", "time", "shifted")
+"""Both with those first that are often best: a small budget does not pay for all."""
+_GRIDS_TRIED = 3  # on which a fit begins
+_FIRST_LOOK = (4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
+_LOOK_SHARE = 0.3  # of the budget, at most, where fewer samples still make it possible
 _REFERENCE = 48  # network calls of one converged end point, about
 
 
@@ -275,30 +281,44 @@ class _Search:
     def untuned(self) -> None:
         """Named methods on named grids: all on a few samples, the best quarter on the whole hold-out."""
         tables = untuned_tables(self.problem, self.nfe, analytic=self.allowed["analytic"])
-        few = min(_FIRST_LOOK, self.held)
         left = self.problem.calls_left
-        affordable = int(left // (2 * few * self.nfe)) if math.isfinite(left) else len(tables)
+        cost = {min(look, self.held): self._look(min(look, self.held)) for look in _FIRST_LOOK}
+        few = next((look for look in cost if cost[look] * len(tables) <= _LOOK_SHARE * left), min(cost))
+        affordable = int(left / 2 // cost[few]) if math.isfinite(left) else len(tables)
         names = list(tables)[: max(1, affordable)]
+        if len(names) < len(tables):
+            without = f"{len(tables) - len(names)} of {len(tables)} untuned methods"
+            note = f"budget={self.problem.budget} does not pay for a look at them"
+            self.note(Trial(without, math.inf, 0, None, note=note))
         first = {name: self.errors(name, tables[name], 0, few) for name in names}
         ranked = sorted(first, key=lambda name: float(first[name].mean()))
         plain = [name for name in ranked if _levels(tables[name]) == self.nfe]  # levels that fits can start from
-        for name in dict.fromkeys([*ranked[: -(-len(ranked) // 4)], *plain[:1]]):
+        for place, name in enumerate(dict.fromkeys([*ranked[: -(-len(ranked) // 4)], *plain[:1]])):
             rest = self.held - few
-            if self.trials and self.problem.calls_left < rest * self.nfe:
+            if place and self.problem.calls_left < rest * self.nfe:
                 break
             before = self.problem.calls
             errors = [first[name]] + ([self.errors(name, tables[name], few, self.held)] if rest else [])
             spent = self.problem.calls - before + few * tables[name].evaluations
             self.note(Trial(name, float(np.concatenate(errors).mean()), spent, tables[name]))
 
+    def _look(self, few: int) -> float:
+        """Network calls for each untuned method, of which a quarter goes on to the whole hold-out."""
+        return self.nfe * (few + (self.held - few) / 4)
+
     def fits(self, methods: tuple[str, ...], spectrum: Spectrum | None) -> None:
         """All fits of the named kinds, on the levels of the best untuned candidate or on levels of their own."""
         # what is fitted calls the network at every level, so an analytic first step would be a level too many
-        best = min((t for t in self.trials if _levels(t.table) == self.nfe), key=lambda t: t.error, default=None)
-        if best is None or best.table is None:
+        plain = [
+            (t.error, t.name, t.table) for t in self.trials if t.table is not None and _levels(t.table) == self.nfe
+        ]
+        if not plain:
             return
+        plain.sort(key=lambda found: found[0])
+        _, name, base = plain[0]
+        grids = _distinct([table.nodes for _, _, table in plain], self.problem.path)[:_GRIDS_TRIED]
         told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, **self.allowed}
-        task = FitTask(self.fitted, self.starts, self.nfe, best.table, best.name, self.reference, **told)
+        task = FitTask(self.fitted, self.starts, self.nfe, base, name, grids, self.reference, **told)
         for method in methods:
             for name, fit in FITTERS[method](task):
                 self.attempt(name, fit)
@@ -334,24 +354,37 @@ class _Search:
 
 
 def untuned_tables(problem: Problem, nfe: int, *, analytic: bool = True) -> dict[str, Table]:
-    """`UNTUNED` methods on `GRIDS` by their names, those that are possible with at most `nfe` calls.
+    """What `sample` runs by itself, then `UNTUNED` methods on `GRIDS`, by their names.
 
-    Those with an analytic first step only where `analytic`.
+    Those that are possible with at most `nfe` calls, and with an analytic first step only where `analytic`.
     """
     tables: dict[str, Table] = {}
-    for method, options in UNTUNED:
-        for grid in GRIDS if analytic or "afs" not in options else ():
-            try:
-                table = plan(problem.path, method, nfe=nfe, grid=grid, **options)
-            except ValueError:
-                continue  # too few calls for this method, or levels that it cannot use
-            tables[f"{method} {_worded(options)}on {grid}"] = table
+    own = plan(problem.path, nfe=nfe, prediction=problem.prediction, guided=is_guided(problem.guidance))
+    if analytic or own.rows[0].calls_network:
+        tables["the default of sample"] = own
+    pairs = itertools.product(enumerate(UNTUNED), enumerate(GRIDS))
+    for (_, (method, options)), (_, grid) in sorted(pairs, key=lambda pair: pair[0][0] + pair[1][0]):
+        if "afs" in options and not analytic:
+            continue
+        try:
+            table = plan(problem.path, method, nfe=nfe, grid=grid, **options)
+        except ValueError:
+            continue  # too few calls for this method, or levels that it cannot use
+        tables[f"{method} {_worded(options)}on {grid}"] = table
     return tables
 
 
 def _levels(table: Table | None) -> int:
     """Number of steps of a table."""
     return 0 if table is None else len(table.nodes["signal"]) - 1
+
+
+def _distinct(records: list[dict[str, Any]], path: GaussianPath) -> tuple[Nodes, ...]:
+    """Nodes from what tables record of them, each once, in order."""
+    once = dict[tuple[float, ...], dict[str, Any]]()
+    for record in records:
+        once.setdefault(tuple(record["time"]), record)
+    return tuple(Nodes(each["signal"], each["noise"], each["time"], path) for each in once.values())
 
 
 def _worded(options: dict[str, Any]) -> str:

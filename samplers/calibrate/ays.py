@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ..border import Border
 from ..files import replacing
-from ..fitted import described_fit
 from ..grids import make_nodes
 from ..keyed_noise import keyed_normal
 from ..loop import check_start
@@ -173,7 +172,7 @@ def align_steps(
     calls = problem.calls - before
     if table is not base:
         facts = {"train": sums.count, "calls": calls, "holdout_error": new, "base_error": base_error}
-        table = replace(table, provenance=_described(problem, nfe, facts))
+        table = problem.fitted(table, name="ays", nfe=nfe, **facts)
     return Aligned(table, found, new, base_error, float(bounds[0]), float(bounds[1]), calls, tuple(notes))
 
 
@@ -292,11 +291,6 @@ def _predictions(problem: Problem, fine: Nodes, data: Tensor, samples: range, se
         with torch.no_grad():
             found.append(border.at(fine.level(k), "data", x, problem.model_kwargs).flatten(1).double())
     return torch.stack(found[::-1])
-
-
-def _described(problem: Problem, nfe: int, facts: dict[str, Any]) -> dict[str, Any]:
-    known = {"name": "ays", "nfe": nfe, "guidance": problem.guidance, **facts}
-    return described_fit(path=problem.path, prediction=problem.prediction, **known)
 
 
 def _error(judge: Problem, x_init: Tensor, target: Tensor, chunk: int | None, table: Table) -> float:

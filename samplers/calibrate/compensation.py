@@ -32,7 +32,8 @@ class CompensationFit:
     Attributes
     ----------
     table : Table
-        The calibrated method, as `build_table("dc-solver", nodes, base=..., ratios=ratios)` makes it.
+        The calibrated method, as `build_table("dc-solver", nodes, base=..., ratios=ratios)` makes it, with its
+        provenance.
     ratios : tuple of N floats
     step_losses : tuple of (before, after) per searched step
         Mean squared difference of the step's state to the converged one at ρ = 1 and at the ratio chosen, both after
@@ -142,6 +143,9 @@ def search_ratios(
         "check": problem.calls - searched,
     }
     losses, counts = tuple(search.losses), tuple(search.counts)
+    errors = {"train_error": train[1], "holdout_error": None if kept is None else kept[1]}
+    known = {"name": "dc-solver", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - start}
+    table = problem.fitted(table, **known, **errors)
     return CompensationFit(table, ratios, losses, train, kept, counts, calls, objective)
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from pathline.interpolants import unknown_name
 
-from ..fitted import described_fit
 from ..loop import check_start
 from ..numerics import Array
 from ..table import Table
 from .decisions import GRIDS, Decisions, DecisionSpace
+from .extractor import KEY
 from .objectives import EndPointError, GaussianError, Objective, TrajectoryError
 from .row_fits import Reference, make_reference, trajectory_calls
-from .search_state import Memory
+from .search_state import Memory, identity_of
 from .trajectories import Problem, split
 
 ERRORS = ("end point", "trajectory")
@@ -130,7 +130,8 @@ def search_steps(
     seed : int
     state : path, optional
         JSON file of all measurements, written after each; a search that was cut short goes on from it with the same
-        result. What it measured is counted again, and only the references are paid for twice.
+        result. What it measured is counted again, and only the references are paid for twice, and the two calls that
+        tell the network where it is no torch module.
     report : callable, optional
         Called with every `Measured`.
     chunk : int, optional
@@ -155,9 +156,12 @@ def search_steps(
     before, batch = problem.calls, len(x_init)
     per_sample = trajectory_calls(problem) if isinstance(objective, str) else 0
     problem.require(batch * (per_sample + nfe) + held * nfe, f"{batch} references, a measurement and a judgement")
-    memory = Memory(state, _identity(problem, x_init, space, objective, predictor, held, evaluations, seed))
+    given = objective if isinstance(objective, str) else _given(problem, x_init, held, objective)
+    named = given if isinstance(given, str) else getattr(given[1], "identity", given[1].name)
+    counts = (held, evaluations, seed)
+    memory = Memory(state, {} if state is None else _identity(problem, x_init, space, named, predictor, *counts))
     with torch.no_grad():
-        fit, judge = _objectives(problem, x_init, held, objective, chunk)
+        fit, judge = _errors(problem, x_init, held, given, chunk) if isinstance(given, str) else given
         search = _Search(problem, space, fit, judge, memory, predictor=predictor, report=report, seed=seed)
         search.untuned(evaluations)
         for stage in range(1, stages + 1):
@@ -173,21 +177,28 @@ def search_steps(
         "base_error": base,
     }
     facts |= {"objective": judge.name, "calls": calls, "seed": seed}
-    fitted = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **facts)
-    table = replace(space.table(best[1]), provenance=fitted)
+    table = space.table(best[1])
+    if marker := getattr(judge, "marker", None):  # kept twice, as `released` drops the provenance
+        facts, table = {**facts, KEY: marker}, replace(table, options={**table.options, KEY: marker})
+    table = problem.fitted(table, **facts)
     train = search.errors[best[1]]
     return FoundSteps(table, best[1], best[0], base, train, calls, tuple(search.notes))
 
 
-def _objectives(
-    problem: Problem, x: Tensor, held: int, objective: str | Factory, chunk: int | None
+def _given(problem: Problem, x: Tensor, held: int, objective: Factory) -> tuple[Objective, Objective]:
+    """The objective on the training samples, and on the hold-out."""
+    fit, judge = (
+        objective(problem.part(rows, len(x)), x[rows]) for rows in (slice(0, len(x) - held), slice(len(x) - held, None))
+    )
+    return fit, judge
+
+
+def _errors(
+    problem: Problem, x: Tensor, held: int, objective: str, chunk: int | None
 ) -> tuple[Objective, Objective]:
-    """What is made small on the training samples, and what judges on the hold-out."""
+    """The error made small on the training samples, and the one that judges on the hold-out."""
     batch = len(x)
     parts = (slice(0, batch - held), slice(batch - held, batch))
-    if not isinstance(objective, str):
-        made = [objective(problem.part(rows, batch), x[rows]) for rows in parts]
-        return made[0], made[1]
     whole = make_reference(problem, x, {}, chunk)
     fit, judge = (
         replace(whole, problem=problem.part(r, batch), start=whole.start[r], states=whole.states[:, r]) for r in parts
@@ -346,18 +357,15 @@ def _identity(
     problem: Problem,
     x_init: Tensor,
     space: DecisionSpace,
-    objective: str | Factory,
+    objective: Any,
     predictor: GaussianError | None,
     *counts: int,
 ) -> dict[str, Any]:
     spectra = [] if predictor is None else [[s.values.tolist(), s.counts.tolist()] for s in predictor.spectra]
-    noises = hashlib.sha256(x_init.detach().double().cpu().contiguous().numpy().tobytes()).hexdigest()
-    named = objective if isinstance(objective, str) else getattr(objective, "__qualname__", "given")
     content = {
         "space": space.config(),
-        "network": described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance),
-        "x_init": noises,
-        "objective": named,
+        **identity_of(problem, x_init),
+        "objective": objective,
         "predictor": hashlib.sha256(json.dumps(spectra).encode()).hexdigest(),
         "holdout, evaluations, seed": list(counts),
     }

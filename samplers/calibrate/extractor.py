@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +44,7 @@ class Extractor:
         """What a table keeps: the name, and a hash of the weights where `features` is a torch module."""
         if not isinstance(self.features, torch.nn.Module):
             return {"name": self.name}
-        digest = hashlib.sha256()
-        for key, value in sorted(self.features.state_dict().items()):
-            digest.update(key.encode() + value.detach().cpu().double().numpy().tobytes())
-        return {"name": self.name, "weights": digest.hexdigest()[:16]}
+        return {"name": self.name, "weights": digest_of(self.features.state_dict())}
 
     def errors(self, x: Tensor, wanted: Sequence[Tensor]) -> Tensor:
         """Root mean square difference (B,) of the features of `x` to `wanted`, as `of` gives them."""
@@ -69,6 +66,14 @@ class Extractor:
                 shape = tuple(layer.shape) if isinstance(layer, Tensor) else type(layer).__name__
                 raise ValueError(f"extractor {self.name!r} returned {shape} for {len(x)} samples")
         return layers
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors, such as the weights of a module, whatever their order, device and precision."""
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(key.encode() + value.detach().cpu().double().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fitted_features(table: Table) -> str | None:

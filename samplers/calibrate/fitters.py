@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import torch
 from torch import Tensor
 
 from ..analysis import Spectrum
@@ -51,6 +52,8 @@ class FitTask:
         The best untuned method with `nfe` steps.
     on : str
         Its name.
+    grids : tuple of Nodes
+        Its levels, and those of the next best on other grids.
     reference : callable
         Converged trajectories of `x_init` at many levels; paid for by the first fit that asks.
     arrays : bool
@@ -70,6 +73,7 @@ class FitTask:
     nfe: int
     base: Table
     on: str
+    grids: tuple[Nodes, ...]
     reference: Callable[[], Reference]
     arrays: bool = True
     analytic: bool = True
@@ -78,10 +82,15 @@ class FitTask:
     spectrum: Spectrum | None = None
 
     @property
-    def levels(self) -> Nodes:
-        """Those of the base."""
-        found = self.base.nodes
-        return Nodes(found["signal"], found["noise"], found["time"], self.problem.path)
+    def known(self) -> Reference:
+        """The converged trajectories, for a fit that pays for its own calls."""
+        return replace(self.reference(), problem=self.problem)
+
+    def states_at(self, nodes: Nodes) -> Tensor:
+        """Converged states (N + 1, B, ...) at levels, between those of the trajectories by cubic interpolation."""
+        known = self.reference()
+        between = [known.at(nodes.level(k)) for k in range(1, nodes.steps)]
+        return torch.stack([known.start, *between, known.end])
 
 
 Fit = Callable[[], Table]
@@ -105,11 +114,10 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
     groups = _GROUPS if task.arrays and image else (1,)
 
     def rows(afs: str, mean: Callable[[], Tensor | None]) -> Table:
-        reference = replace(task.reference(), problem=task.problem)
         options = {"order": 2, "afs": task.analytic and afs}
         return learn_rows(
             task.problem, task.x_init, task.nfe, options=options, mean=mean(), holdout=_HELD, groups=groups,
-            reference=reference, chunk=task.chunk,
+            reference=task.known, chunk=task.chunk,
         ).table  # fmt: skip
 
     def mean() -> Tensor:
@@ -117,10 +125,9 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
         return found if task.condition_means else found.mean(0, keepdim=True)
 
     def on_base() -> Table:
-        reference = replace(task.reference(), problem=task.problem)
         return learn_rows(
             task.problem, task.x_init, task.nfe, method=task.base.method, options=task.base.options,
-            grids=(task.levels,), holdout=_HELD, reference=reference, chunk=task.chunk,
+            grids=task.grids, holdout=_HELD, reference=task.known, chunk=task.chunk,
         ).table  # fmt: skip
 
     yield "learned rows", partial(rows, "unit", lambda: None)
@@ -133,17 +140,22 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
 
 def _integration(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
-        features = "differences+noise"
-        return fit_integration(task.problem, task.levels, task.x_init, features=features, chunk=task.chunk).table
+        nodes = task.grids[0]
+        return fit_integration(
+            task.problem, nodes, task.x_init, features="differences+noise", references=task.states_at(nodes),
+            chunk=task.chunk,
+        ).table  # fmt: skip
 
     yield f"IIA on the levels of {task.on}", fit
 
 
 def _compensation(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
-        some = task.x_init[:_RATIO_SAMPLES]
-        part = task.problem.part(slice(0, len(some)), len(task.x_init))
-        return search_ratios(part, task.levels, some, base_options={"order": 2}, chunk=task.chunk).table
+        nodes, some = task.grids[0], task.x_init[:_RATIO_SAMPLES]
+        part, states = task.problem.part(slice(0, len(some)), len(task.x_init)), task.states_at(nodes)[:, : len(some)]
+        return search_ratios(
+            part, nodes, some, base_options={"order": 2}, references=states, chunk=task.chunk
+        ).table  # fmt: skip
 
     yield f"DC UniPC-2 on the levels of {task.on}", fit
 
@@ -166,7 +178,7 @@ def _measured(task: FitTask) -> Iterator[tuple[str, Fit]]:
         )
 
     def fit(order: int) -> Table:
-        return plan(None, "dpm-solver-v3", grid=task.levels, statistics=statistics(), order=order)
+        return plan(None, "dpm-solver-v3", grid=task.grids[0], statistics=statistics(), order=order)
 
     for order in (2, 3):
         yield f"DPM-Solver-v3 of order {order} on the levels of {task.on}", partial(fit, order)
@@ -175,20 +187,25 @@ def _measured(task: FitTask) -> Iterator[tuple[str, Fit]]:
 def _trained(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         options = {"order": 2, "afs": task.analytic}
-        reference = replace(task.reference(), problem=task.problem)
         return train_rows(
-            task.problem, task.x_init, task.nfe, options=options, holdout=_HELD, chunk=task.chunk, reference=reference
+            task.problem, task.x_init, task.nfe, options=options, holdout=_HELD, chunk=task.chunk, reference=task.known
         ).table
 
     yield "trained rows", fit
 
 
 def _ld3(task: FitTask) -> Iterator[tuple[str, Fit]]:
-    yield "UniPC-3 on LD3 levels", lambda: learn_levels(task.problem, task.x_init, task.nfe, chunk=task.chunk).table
+    def fit() -> Table:
+        return learn_levels(task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known).table
+
+    yield "UniPC-3 on LD3 levels", fit
 
 
 def _bespoke(task: FitTask) -> Iterator[tuple[str, Fit]]:
-    yield "bespoke solver", lambda: bespoke_solver(task.problem, task.x_init, task.nfe, chunk=task.chunk).table
+    def fit() -> Table:
+        return bespoke_solver(task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known).table
+
+    yield "bespoke solver", fit
 
 
 def _aligned(task: FitTask) -> Iterator[tuple[str, Fit]]:
@@ -221,5 +238,5 @@ FITTERS: dict[str, Fitter] = {
     "s3": _searched,
 }
 """By the names that `choose` and `pathline calibrate --method` take."""
-AUTO = ("gaussian", "learned", "iia", "dc", "gits")
-"""What "auto" tries, in this order: fits that need no gradient and pay for themselves within small budgets."""
+AUTO = ("gaussian", "iia", "learned", "dc", "gits")
+"""What "auto" tries, in this order: fits that need no gradient, the cheapest first."""

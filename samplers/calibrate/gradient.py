@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pathline.interpolants import check_name, unknown_name
 
-from ..fitted import described_fit
 from ..loop import check_start
 from ..nodes import Nodes
 from ..numerics import Array
@@ -294,8 +293,7 @@ def _result(
     table = student.build(lam, shifts)
     table = student.with_rows(table, weights, record) if "rows" in task.parts else replace(table, options=record)
     known = {"nfe": student.calls, "calls": problem.calls - before, **fit, **marker}
-    shown = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **known)
-    table = replace(table, provenance=shown)
+    table = problem.fitted(table, **known)
     return Trained(table, error, base_error, problem.calls - before, sizes, features, course, tuple(notes))
 
 

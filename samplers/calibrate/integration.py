@@ -44,7 +44,7 @@ class IntegrationFit:
     Attributes
     ----------
     table : Table
-        The base with the weighted features added to its steps.
+        The base with the weighted features added to its steps, and its provenance.
     weights : tuple of N tuples
         γ of every step, in the order of `step_features`; empty where a step has none.
     residuals : tuple of (base, fitted) per step
@@ -141,6 +141,9 @@ def fit_integration(
     held = None if kept is None else (kept.end_error(plain, chunk=chunk), kept.end_error(table, chunk=chunk))
     calls = {"reference": referenced - begun, "fit": fitted - referenced, "check": problem.calls - fitted}
     weights = tuple(tuple(float(g) for g in step) for step in run.weights)
+    errors = {"train_error": train[1], "holdout_error": None if held is None else held[1]}
+    known = {"name": "iia", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - begun}
+    table = problem.fitted(table, **known, **errors)
     return IntegrationFit(table, weights, tuple(run.residuals), train, held, calls, features, target)
 
 

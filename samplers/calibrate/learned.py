@@ -42,7 +42,8 @@ class Learned:
     Attributes
     ----------
     table : Table
-        Frame "none: fitted to trajectories", or the untuned base where nothing learned beat it on the hold-out. A mean
+        With its provenance and these notes in it. Frame "none: fitted to trajectories", or the untuned base where
+        nothing learned beat it on the hold-out. A mean
         that is the same for all samples is one of its constants, another one its anchor "data_mean".
     holdout_error, base_error : float
         Mean over hold-out samples of the RMSE per value to their converged end points: of the table, and of the best
@@ -206,9 +207,13 @@ def learn_rows(
     calls = problem.calls - before
     if error >= base_error:
         task.notes.append(f"nothing learned beat the base ({base_error:.4g}) on the hold-out; the base is kept")
+        start = problem.fitted(start, name="learned", nfe=nfe, calls=calls, notes=task.notes)
         return Learned(start, base_error, base_error, train_error, calls, ridge, tuple(task.notes))
-    record = {"learned": {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}}
-    return Learned(rows.to_table(record), error, base_error, train_error, calls, ridge, tuple(task.notes))
+    fit = {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}
+    table = problem.fitted(
+        rows.to_table({"learned": fit}), name="learned", nfe=nfe, calls=calls, notes=task.notes, **fit
+    )
+    return Learned(table, error, base_error, train_error, calls, ridge, tuple(task.notes))
 
 
 def _check(

@@ -128,32 +128,6 @@ def described(problem: Problem) -> dict[str, Any]:
     return {"path": path_facts(problem.path), "prediction": problem.prediction, "guidance": shown}
 
 
-def check_statistics(
-    statistics: ModelStatistics,
-    problem: Problem,
-    shape: tuple[int, ...],
-    *,
-    model: str | None = None,
-    force: bool = False,
-) -> None:
-    """Raise ValueError where statistics were measured on another path, prediction, guidance, shape or model.
-
-    Parameters
-    ----------
-    statistics : ModelStatistics
-    problem : Problem
-        What is to be sampled.
-    shape : tuple of int
-        Of one sample.
-    model : str, optional
-        Hash or name of the network as given when measuring; not compared when left out.
-    force : bool
-        Let everything but the shape pass.
-    """
-    own = {} if model is None else {"model": model}
-    statistics.check({**described(problem), **own, "shape": shape}, force=force)
-
-
 def _levels(problem: Problem, levels: int, lam_range: tuple[float, float] | None) -> Array:
     if levels < 3:
         raise ValueError(f"levels={levels!r} is not possible; dl/dλ needs at least 3")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..analysis import Spectrum, SpectrumLike, as_spectrum, transfer
 from ..run_state import Hook, NonFiniteError, RunState
 from ..table import Table
+from .extractor import Extractor, digest_of
 from .row_fits import Reference
 from .trajectories import Problem, mean_error
 
@@ -24,7 +25,7 @@ class Objective(Protocol):
     Attributes
     ----------
     name : str
-        Told apart from others by a saved search.
+        Told apart from others by a saved search, with the JSON values of an attribute `identity` where there is one.
     samples : int
         Network calls of one judgement for each call of the table.
     """
@@ -133,8 +134,15 @@ class FeatureDistance:
     target : Tensor (M, F)
         Features of the reference set: data, or converged samples.
     name : str
-        Of the extractor.
+        Of the extractor; tables found with it are not judged in its space, see `extractor.check_judge`.
     chunk : int, optional
+
+    Attributes
+    ----------
+    marker : dict
+        What such a table keeps of the extractor.
+    identity : dict
+        Extractor and target.
 
     Raises
     ------
@@ -158,6 +166,8 @@ class FeatureDistance:
             raise ValueError(f"x_init holds {len(x_init)} samples; a distance of features needs at least 2")
         self.problem, self.x_init, self.features, self.target = problem, x_init, features, target
         self.name, self.chunk, self.samples = f"distance of {name}", chunk, len(x_init)
+        self.marker = Extractor(features, name).marker
+        self.identity = {**self.marker, "target": digest_of({"target": target})}
 
     def __call__(self, table: Table) -> float:
         """The distance, or infinity; costs B·N calls."""

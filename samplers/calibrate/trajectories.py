@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pathline.interpolants import PREDICTIONS, DiscretePath, EDMPath, GaussianPath, VEPath, unknown_name
 
+from ..fitted import described_fit
 from ..guidance import ClassifierFree, Guidance
 from ..loop import check_start, run
 from ..nodes import Nodes, points_at, times_at
@@ -101,6 +102,11 @@ class Problem:
     def charge(self, calls: int) -> None:
         """Count network calls that are not made through `problem(...)`, such as what a derivative costs beside it."""
         self._meter.calls += calls
+
+    def fitted(self, table: Table, **facts: Any) -> Table:
+        """`table` with a provenance: this path, prediction and guidance, and `facts` in JSON values."""
+        known = described_fit(path=self.path, prediction=self.prediction, guidance=self.guidance, **facts)
+        return replace(table, provenance=known)
 
     def one_condition(self, batch: int) -> bool:
         """Whether all samples of a batch have the same condition, so that one of them stands for the others."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ems import ConstantStatistics, ModelStatistics, Statistics, StepIntegrals, as_statistics, path_facts
+from ..ems import ConstantStatistics, ModelStatistics, Statistics, StepIntegrals, as_statistics
 from ..nodes import Nodes
 from ..numerics import Array
 from ..program import Linear, Program, dot
@@ -88,14 +88,14 @@ def dpm_solver_v3(
     snap : bool
         Move inner nodes to the nearest level of the statistics, as the released code does.
     force : bool
-        Use statistics measured on another path.
+        Use statistics measured on another path, with another prediction or guidance.
     """
     check_order("dpm-solver-v3", order, 1, 4)
     check_variant("dpm-solver-v3", corrector, CORRECTORS, argument="corrector")
     found = as_statistics(statistics)
     if isinstance(found, ModelStatistics):
-        if nodes.path is not None:
-            found.check({"path": path_facts(nodes.path)}, force=force)
+        if nodes.path is not None and not force:
+            found.check_path(nodes.path)
         nodes = _snapped(nodes, found.lam) if snap else nodes
     orders = step_orders(nodes, order, lower_order_final)
     behind = [0] * nodes.steps
@@ -105,7 +105,8 @@ def dpm_solver_v3(
     table = _Solver(nodes, found, pseudo, corrector_pseudo).table(orders, behind)
     if isinstance(found, ModelStatistics):
         file = {} if isinstance(statistics, ModelStatistics) else {"file": os.path.basename(statistics)}
-        table = replace(table, options={"statistics": file | found.recorded()})
+        known = {} if force else found.provenance()
+        table = replace(table, options={"statistics": file | found.recorded()}, provenance=known)
     return table
 
 

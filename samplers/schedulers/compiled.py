@@ -59,6 +59,7 @@ class Compiled:
             table = full_table(lambda nodes: build_table(settings.method, nodes, **settings.options), schedule)
         else:
             table = settings.table
+        if settings.table is not None or table.provenance:
             check_fit(table, path=family.path, prediction=family.prediction)
         plan = compile_plan(table, family.prediction, family.sign, rule)
         levels = [call.level for call in plan.calls]

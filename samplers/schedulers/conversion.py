@@ -117,7 +117,7 @@ def with_stock_solver(
 ) -> dict[str, Any]:
     """`kwargs` of `from_config` with what a stock config says about its solver, see `stock_solver`.
 
-    It counts only where the class, and not the user, chooses the method.
+    It counts only where the class, and not the user, chooses the method, and no table runs instead of one.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def with_stock_solver(
     """
     found = {**ends_of_switches(config, kwargs), **kwargs}
     given = dict(kwargs.get("pathline") or {})
-    if "pathline" in config or "method" in given:
+    if "pathline" in config or "method" in given or given.get("table") is not None:
         return found
     own = defaults.get("method", DEFAULT_METHOD)
     method, options = solver_of(config, own, every_key=bool(defaults))
