@@ -51,7 +51,7 @@ UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
 GRIDS = ("logsnr", "beta", "karras", "dmn", "time", "shifted")
 """Both with those first that are often best: a small budget does not pay for all."""
 _GRIDS_TRIED = 3  # on which a fit begins
-_FIRST_LOOK = (4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
+_FIRST_LOOK = (12, 4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
 _LOOK_SHARE = 0.3  # of the budget, at most, where fewer samples still make it possible
 _REFERENCE = 48  # network calls of one converged end point, about
 
