@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _START = 128  # trajectories at most, however large the budget
 _LEAST = 12
+_FEWEST = 4
 _PER_SAMPLE = 40  # calls of one sample for each call of the table, about, until everything was tried
 
 
@@ -90,14 +92,14 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
     ------
     ValueError
         Before any network call: an unknown source or method, guidance that the source cannot give, a file name of
-        another kind, too few samples, or an interrupted calibration with other settings. Later, when a method that was
-        asked for by name is not possible.
+        another kind, too few samples, a method without the data it needs, or an interrupted calibration with other
+        settings. Later, when a method that was asked for by name is not possible; then no parts are left.
     BudgetError
         The budget does not pay for a hold-out.
     """
     from pathline.samplers.calibrate.auto import choose
-    from pathline.samplers.calibrate.resume import Parts
-    from pathline.samplers.calibrate.trajectories import Problem
+    from pathline.samplers.calibrate.resume import Parts, PartsError
+    from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 
     _check(settings, out)
     source = open_source(settings.source, settings.device)
@@ -114,20 +116,28 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
             return source.model(*args, **kwargs)
 
         problem = Problem(model, source.path, source.prediction, guidance, conditions, settings.budget)
-        choice = choose(
-            problem,
-            x,
-            settings.nfe,
-            method=settings.method,
-            arrays=out.suffix != ".json",
-            analytic=settings.afs,
-            condition_means=settings.class_means,
-            spectrum=spectrum,
-            chunk=settings.batch_size,
-            facts=_facts(settings, source),
-            report=lambda trial: shown(problem.calls, trial),
-            parts=parts,
-        )
+        try:
+            choice = choose(
+                problem,
+                x,
+                settings.nfe,
+                method=settings.method,
+                arrays=out.suffix != ".json",
+                analytic=settings.afs,
+                condition_means=settings.class_means,
+                spectrum=spectrum,
+                chunk=settings.batch_size,
+                facts=_facts(settings, source),
+                report=lambda trial: shown(problem.calls, trial),
+                parts=parts,
+            )
+        except PartsError:
+            raise
+        except (ValueError, ArithmeticError) as error:  # the same settings would fail again, and others may follow
+            parts.remove()
+            if isinstance(error, BudgetError):
+                raise BudgetError(f"{error}; raise --budget, or lower --nfe or --samples") from None
+            raise
     out.parent.mkdir(parents=True, exist_ok=True)
     choice.table.save(out)
     parts.remove()
@@ -144,8 +154,20 @@ def _check(settings: CalibrationSettings, out: Path) -> None:
 
     if out.suffix not in (".json", ".safetensors"):
         raise ValueError(f"--out {out} is not possible; table files end in .json or .safetensors")
-    if settings.nfe < 1:
-        raise ValueError(f"--nfe {settings.nfe} is not possible; at least 1 call is needed")
+    if out.is_dir() or not next(folder for folder in out.absolute().parents if folder.exists()).is_dir():
+        raise ValueError(f"--out {out} is not possible; it must name a file in a folder")
+    for name, value, least, what in (
+        ("nfe", settings.nfe, 1, "call is"),
+        ("budget", settings.budget, 1, "call is"),
+        ("batch-size", settings.batch_size, 1, "sample is"),
+        ("samples", settings.count, _FEWEST, "samples (2 of them to judge) are"),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} {value} is not possible; at least {least} {what} needed")
+    if settings.guidance is not None and not math.isfinite(settings.guidance):
+        raise ValueError(f"--guidance {settings.guidance} is not possible; it must be a finite number")
+    if settings.method == "gaussian" and settings.stats is None:
+        raise ValueError("--method gaussian needs --stats, the data whose covariance the table is fitted to")
     if settings.method not in ("auto", *FITTERS):
         raise unknown_name("calibration method", settings.method, ["auto", *FITTERS])
     if settings.class_means and out.suffix == ".json":
@@ -177,12 +199,15 @@ def summary_of(choice: Choice, out: Path) -> str:
             lines.append(f"{'not tried':>15}  {trial.calls:>7}  {trial.name}: {trial.note}")
         else:
             lines.append(f"{trial.error:>15.5g}  {trial.calls:>7}  {trial.name}{'  (fitted)' if trial.tuned else ''}")
+            if trial.note:
+                lines.append(f"{'':>26}{trial.note}")
     gain = 1.0 - choice.error / choice.untuned_error
-    side = "below" if gain >= 0 else "above"
-    lines.append(
-        f"{choice.trials[0].name}: error {choice.error:.5g}, {abs(gain):.0%} {side} the best untuned method "
-        f"({choice.untuned_error:.5g}), for {choice.calls} network calls; written to {out}"
-    )
+    against = f"{abs(gain):.{int(abs(gain) < 0.1)}%} {'below' if gain >= 0 else 'above'} the best untuned method"
+    if not choice.trials[0].tuned:
+        lines.append(f"{choice.trials[0].name}: error {choice.error:.5g}; the best untuned method was kept")
+    else:
+        lines.append(f"{choice.trials[0].name}: error {choice.error:.5g}, {against} ({choice.untuned_error:.5g})")
+    lines[-1] += f", for {choice.calls} network calls; written to {out}"
     if gain < 0:
         lines.append("This fit lost to a method that costs nothing; --method auto would have kept that one.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The recipes of `pathline.training`, trained and measured: one table and one picture.
+"""The recipes of `pathline.training`, trained and measured: tables, and a sheet of samples of each.
 
 `python -m pathline.evals.recipes flow-matching edm --out out/recipes` trains what is not there yet.
 """
@@ -17,35 +17,56 @@ from tqdm.auto import tqdm
 
 from pathline.samplers import plan
 from pathline.samplers.calibrate.trajectories import Problem
-from pathline.training import list_recipes, read_recipe, save_preview, train_recipe
+from pathline.training import list_recipes, load_data, load_pipeline, read_recipe, save_preview, train_recipe
+from pathline.training.export import CARD_FILE
 
 from .calibration_distance import Judge, run_table
 from .files import write_text
+from .restoration import restore
 from .runners import start_state
 from .settings import parse_integers
 from .sources import Source, open_source
 
 _SHOWN = 32
 _SEED = 5
-RESULTS = "results.json"
+_RESTORED = 256
+_OPTIONS = ("max_train_steps", "train_batch_size", "resolution")
+RESULTS, SHEET = "results.json", "samples.png"
 
 
 def measure(folder: Path, budgets: Sequence[int], space: str, count: int) -> dict[str, Any]:
-    """Fréchet distances {"5": ..., "converged": ...} of `count` samples of a trained folder to its data, by budget.
+    """How good the samples of a trained folder are at several budgets; a sheet of them goes into the folder.
 
-    Samples are those of `sample` without a method.
+    Of a generator: Fréchet distances of `count` samples to its data, for the samples that `sample` draws without a
+    method and for converged ones. Of a network that restores images: mean RMSE to the test images, and that of what it
+    is given ("seen").
     """
+    card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    if card.get("image_condition") is not None:
+        return {"error": _restoration_errors(folder, budgets)}
     source = open_source(str(folder))
     judge = Judge(source, 1.0, space, count)
     found: dict[str, Any] = {}
     for nfe in budgets:
         found[str(nfe)] = judge.distance(plan(source.path, nfe=nfe, prediction=source.prediction))
     found["converged"] = judge.floor
-    save_preview(folder / "samples.png", some_samples(source, max(budgets)), columns=_SHOWN // 2)
-    return found
+    save_preview(folder / SHEET, _some_samples(source, max(budgets)), columns=_SHOWN // 2)
+    return {"distance": found}
 
 
-def some_samples(source: Source, nfe: int) -> Tensor:
+def _restoration_errors(folder: Path, budgets: Sequence[int]) -> dict[str, float]:
+    loaded = load_pipeline(folder)
+    options = loaded.metadata["training"]["options"]
+    data = load_data(options["dataset_name"], resolution=options["resolution"], split="test")
+    images = data.tensor()[:_RESTORED]
+    runs = {nfe: restore(loaded, images, nfe) for nfe in budgets}
+    last = runs[max(budgets)]
+    shown = [part[: _SHOWN // 2] for part in (last.seen, last.made, last.images)]
+    save_preview(folder / SHEET, torch.cat(shown), columns=_SHOWN // 2)
+    return {"seen": last.errors[0], **{str(nfe): run.errors[1] for nfe, run in runs.items()}}
+
+
+def _some_samples(source: Source, nfe: int) -> Tensor:
     """The first samples of a source, (B, C, H, W)."""
     indices = range(_SHOWN)
     problem = Problem(source.model, source.path, source.prediction, None, source.kwargs(indices))
@@ -54,18 +75,18 @@ def some_samples(source: Source, nfe: int) -> Tensor:
         return run_table(problem, plan(source.path, nfe=nfe, prediction=source.prediction), start)
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Results as a Markdown table."""
-    budgets = list(next(iter(results.values()))["distance"])
-    lines = [
-        f"| recipe | what it is | steps | minutes | {' | '.join(budgets)} |",
-        "|" + "---|" * (4 + len(budgets)),
-    ]
-    for name, found in results.items():
-        cells = [f"{found['distance'][key]:.3g}" for key in budgets]
+def table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    """Results of one kind, "distance" or "error", as a Markdown table."""
+    rows = {name: found for name, found in results.items() if kind in found}
+    if not rows:
+        return ""
+    columns = list(next(iter(rows.values()))[kind])
+    lines = [f"| recipe | what it is | steps | minutes | {' | '.join(columns)} |", "|" + "---|" * (4 + len(columns))]
+    for name, found in rows.items():
+        cells = [f"{found[kind][key]:.3g}" for key in columns]
         row = [f"`{name}`", read_recipe(name).about, str(found["steps"]), f"{found['seconds'] / 60:.1f}", *cells]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipes", nargs="*", help=f"by default all: {', '.join(list_recipes())}")
     parser.add_argument("--dataset_name", default="digits")
     parser.add_argument("--max_train_steps", type=int, help="by default the preset's")
+    parser.add_argument("--train_batch_size", type=int, help="by default the preset's")
+    parser.add_argument("--resolution", type=int, help="by default that of the images")
     parser.add_argument("--nfe", default="5,10,20", help="network evaluations of the samples measured")
     parser.add_argument("--features", default="pca", help="feature space, as for pathline sweep")
     parser.add_argument("--samples", type=int, default=2000)
@@ -85,13 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in results:
             folder = given.out / name
             options: dict[str, Any] = {"output_dir": str(folder), "dataset_name": given.dataset_name}
-            options["max_train_steps"] = given.max_train_steps
+            options |= {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
             trained = train_recipe(name, options)
-            distance = measure(folder, parse_integers(given.nfe), given.features, given.samples)
-            results[name] = {"steps": trained.steps, "seconds": trained.seconds, "distance": distance}
+            found = measure(folder, parse_integers(given.nfe), given.features, given.samples)
+            results[name] = {"steps": trained.steps, "seconds": trained.seconds, **found}
             write_text(file, json.dumps(results, indent=1))
-    write_text(given.out / "results.md", table(results) + "\n")
-    print(table(results))
+    text = "\n".join(filter(None, (table(results, kind) for kind in ("distance", "error"))))
+    write_text(given.out / "results.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class KineticOptimalPath(PureNoisePath):
         on a linear path.
     floor : float in (0, 1]
         Least γ to count with. γ(0) is 0 for all data, and with it the optimal rates would be infinite at t = 0, where
-        the variance of a training target then diverges; they stay below scale/√floor.
+        the variance of a training target then diverges; with it `signal_rate(0)` is at most 1/√floor.
 
     Raises
     ------

@@ -205,3 +205,10 @@ def test_every_fit_can_be_asked_for_by_name(method: str, monkeypatch: pytest.Mon
     if method not in ("s3", "v3"):  # one has fewer rules and levels than those compared with, the other just one rule
         assert choice.error <= 1.1 * choice.untuned_error
     assert choice.table.provenance["holdout_error"] == choice.error
+
+
+def test_what_a_fit_decided_is_told_and_kept() -> None:
+    path = LinearPath()
+    choice = choose(six_problem(path, 16), starts(path, 6, seed=0), 8, method="learned", arrays=False)
+    assert all("strong regularisation" in t.note for t in choice.trials if t.tuned and t.table is not None)
+    assert any("strong regularisation" in note for note in choice.table.provenance["notes"])

@@ -194,7 +194,8 @@ def test_a_state_is_of_one_network_and_one_objective(tmp_path: Path) -> None:
         problem = Problem(wrapped, plain.path)
         told.append(identity_of(problem, x)["weights"])
         assert problem.calls == 0
-    assert told[1] == told[3] and len({str(each) for each in told}) == 3
+    assert told[1] == told[3]
+    assert len({str(each) for each in told}) == 3
 
 
 def test_other_objectives() -> None:

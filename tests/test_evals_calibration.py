@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from pathline.evals.calibration import summary_of
 from pathline.evals.records import read_records
 from pathline.evals.runners import start_state
 from pathline.evals.sources import open_source
 from pathline.samplers import ClassifierFree, Table, plan, sample
+from pathline.samplers.calibrate.auto import Choice, Trial
 from pathline.samplers.fitted import described_fit
 
 Cli = Callable[..., Any]
@@ -45,19 +47,20 @@ def test_a_calibrated_table_is_saved_with_its_story_and_samples(pathline: Cli, t
     ("arguments", "message"),
     [
         (("--nfe", "5", "--budget", "100"), "a hold-out of"),
-        (
-            (
-                "--nfe",
-                "0",
-            ),
-            "--nfe 0",
-        ),
+        (("--nfe", "0"), "--nfe 0"),
         (("--nfe", "5", "--out", "table.txt"), "end in .json or .safetensors"),
         (("--nfe", "5", "--method", "learnt"), "unknown calibration method 'learnt'"),
         (("--nfe", "5", "--class-means", "--out", "t.json"), "--class-means needs a table of arrays"),
         (("--nfe", "5", "--model", "bed:ring"), "name the source once"),
         (("--nfe", "5", "--guidance", "3"), "guidance 3.0 needs"),
-        (("--nfe", "5", "--samples", "3"), "hold_out=2 of 3"),
+        (("--nfe", "5", "--samples", "3"), "--samples 3 is not possible; at least 4"),
+        (("--nfe", "5", "--samples", "-2"), "--samples -2 is not possible"),
+        (("--nfe", "5", "--guidance", "nan"), "--guidance nan is not possible"),
+        (("--nfe", "5", "--guidance", "inf"), "--guidance inf is not possible"),
+        (("--nfe", "5", "--budget", "0"), "--budget 0 is not possible"),
+        (("--nfe", "5", "--batch-size", "0"), "--batch-size 0 is not possible"),
+        (("--nfe", "90000"), "raise --budget, or lower --nfe"),
+        (("--nfe", "5", "--method", "gaussian"), "--method gaussian needs --stats"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said_in_a_sentence(
@@ -70,6 +73,39 @@ def test_what_cannot_be_calibrated_is_said_in_a_sentence(
     assert "Traceback" not in complaint
     assert not said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_place_for_a_table(pathline: Cli, tmp_path: Path) -> None:
+    (tmp_path / "t.json").mkdir()
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "t.json", tmp_path / "file" / "t.json"):
+        code, _, complaint = pathline("calibrate", "bed:gaussian", "--quiet", "--nfe", "3", "--out", str(out))
+        assert code == 1
+        assert "must name a file in a folder" in complaint
+
+
+def test_a_calibration_that_fails_leaves_nothing_in_the_way(
+    pathline: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("calibrate", "bed:ring", "--nfe", "2", "--budget", "1500", "--quiet", "--out", "t.json")
+    code, _, complaint = pathline(*asked, "--method", "dc")  # two steps have nothing to compensate
+    assert code == 1
+    assert "found no table" in complaint
+    assert not list(tmp_path.iterdir())
+    code, _, _ = pathline(*asked)
+    assert code == 0
+
+
+def test_the_summary_says_what_was_decided_and_what_was_kept() -> None:
+    table = plan(open_source("bed:ring").path, "ddim", nfe=3, grid="karras")
+    plain, fitted = Trial("ddim on karras", 0.05, 12, table), Trial("rows", 0.06, 40, table, tuned=True, note="few")
+    said = summary_of(Choice(table, 0.05, 0.05, (plain, fitted), 52), Path("t.json"))
+    assert "0.05; the best untuned method was kept, for 52 network calls" in said
+    assert "0%" not in said
+    assert "  few" in said
+    said = summary_of(Choice(table, 0.0498, 0.05, (replace(fitted, error=0.0498), plain), 52), Path("t.json"))
+    assert "0.4% below the best untuned method (0.05), for 52" in said
 
 
 def test_an_interrupted_calibration_goes_on_with_the_same_settings_only(

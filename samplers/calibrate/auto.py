@@ -68,7 +68,7 @@ class Trial:
     calls : int
         Network calls that finding and judging it took.
     table : Table or None
-        None where it was not tried; then `note` says why.
+        None where it was not tried; then `note` says why, else what the fit decided on the way.
     tuned : bool
     note : str
     """
@@ -341,7 +341,8 @@ class _Search:
         except ValueError as reason:
             self.note(Trial(name, math.inf, self.problem.calls - before, None, tuned=True, note=str(reason)))
             return
-        self.note(Trial(name, error, self.problem.calls - before, table, tuned=True))
+        said = "; ".join(table.provenance.get("notes", ()))
+        self.note(Trial(name, error, self.problem.calls - before, table, tuned=True, note=said))
 
     def check_allowed(self, table: Table) -> None:
         """Raise ValueError for a table of a kind that was not asked for."""

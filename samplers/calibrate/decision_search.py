@@ -193,9 +193,7 @@ def _given(problem: Problem, x: Tensor, held: int, objective: Factory) -> tuple[
     return fit, judge
 
 
-def _errors(
-    problem: Problem, x: Tensor, held: int, objective: str, chunk: int | None
-) -> tuple[Objective, Objective]:
+def _errors(problem: Problem, x: Tensor, held: int, objective: str, chunk: int | None) -> tuple[Objective, Objective]:
     """The error made small on the training samples, and the one that judges on the hold-out."""
     batch = len(x)
     parts = (slice(0, batch - held), slice(batch - held, batch))

@@ -21,6 +21,10 @@ from .trajectories import Problem
 _SETTINGS = "settings.json"
 
 
+class PartsError(ValueError):
+    """A folder of parts cannot be taken up; what is in it should stay."""
+
+
 class Parts:
     """Results by name, each computed once; those in the folder of an earlier run are read and their calls charged.
 
@@ -113,23 +117,23 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             arrays = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
             return json.loads((f.metadata() or {})["part"]), arrays
     except Exception as error:
-        raise ValueError(f"{file} is not a readable part of a calibration ({error}); delete it to go on") from error
+        raise PartsError(f"{file} is not a readable part of a calibration ({error}); delete it to go on") from error
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     file = folder / _SETTINGS
     if not file.exists():
         if any(folder.iterdir()):
-            raise ValueError(f"{folder} is not the folder of an interrupted calibration; choose another --out")
+            raise PartsError(f"{folder} is not the folder of an interrupted calibration; choose another --out")
         return
     try:
         before = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); delete the folder to begin anew") from error
+        raise PartsError(f"{file} is damaged ({error}); delete the folder to begin anew") from error
     changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
     if changed:
         told = ", ".join(f"{key}={before.get(key)!r} (now {settings.get(key)!r})" for key in changed)
-        raise ValueError(
+        raise PartsError(
             f"{folder} holds a calibration that was interrupted, with {told}; give the same settings to go on, another "
             "--out, or delete the folder to begin anew"
         )
