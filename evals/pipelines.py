@@ -34,6 +34,11 @@ def open_pipeline(text: str, device: str) -> Source:
     card = loaded.metadata
     classes = len(card.get("classes") or ())
     name = folder.resolve().name if folder.is_dir() else text
+    if card.get("image_condition") is not None:
+        raise ValueError(
+            f"{name} restores degraded images and makes nothing from noise alone; python -m pathline.evals.restoration "
+            "measures it"
+        )
 
     @functools.cache
     def pipeline() -> Any:

@@ -1,6 +1,7 @@
 """The recipes of `pathline.training`, trained and measured: tables, and a sheet of samples of each.
 
-`python -m pathline.evals.recipes flow-matching edm --out out/recipes` trains what is not there yet.
+`python -m pathline.evals.recipes flow-matching edm --out out/recipes` trains what is not there yet, and goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from tqdm.auto import tqdm
 
 from pathline.samplers import plan
 from pathline.samplers.calibrate.trajectories import Problem
-from pathline.training import list_recipes, load_data, load_pipeline, read_recipe, save_preview, train_recipe
+from pathline.training import list_recipes, read_recipe, save_preview, train_recipe
+from pathline.training.checkpoints import list_checkpoints
 from pathline.training.export import CARD_FILE
 
+from . import restoration
 from .calibration_distance import Judge, run_table
 from .files import write_text
-from .restoration import restore
 from .runners import start_state
 from .settings import parse_integers
 from .sources import Source, open_source
@@ -43,7 +45,7 @@ def measure(folder: Path, budgets: Sequence[int], space: str, count: int) -> dic
     """
     card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     if card.get("image_condition") is not None:
-        return {"error": _restoration_errors(folder, budgets)}
+        return {"error": restoration.measure(folder, budgets, _RESTORED, folder / SHEET)}
     source = open_source(str(folder))
     judge = Judge(source, 1.0, space, count)
     found: dict[str, Any] = {}
@@ -52,18 +54,6 @@ def measure(folder: Path, budgets: Sequence[int], space: str, count: int) -> dic
     found["converged"] = judge.floor
     save_preview(folder / SHEET, _some_samples(source, max(budgets)), columns=_SHOWN // 2)
     return {"distance": found}
-
-
-def _restoration_errors(folder: Path, budgets: Sequence[int]) -> dict[str, float]:
-    loaded = load_pipeline(folder)
-    options = loaded.metadata["training"]["options"]
-    data = load_data(options["dataset_name"], resolution=options["resolution"], split="test")
-    images = data.tensor()[:_RESTORED]
-    runs = {nfe: restore(loaded, images, nfe) for nfe in budgets}
-    last = runs[max(budgets)]
-    shown = [part[: _SHOWN // 2] for part in (last.seen, last.made, last.images)]
-    save_preview(folder / SHEET, torch.cat(shown), columns=_SHOWN // 2)
-    return {"seen": last.errors[0], **{str(nfe): run.errors[1] for nfe, run in runs.items()}}
 
 
 def _some_samples(source: Source, nfe: int) -> Tensor:
@@ -108,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in results:
             folder = given.out / name
             options: dict[str, Any] = {"output_dir": str(folder), "dataset_name": given.dataset_name}
+            if list_checkpoints(folder):
+                options["resume_from_checkpoint"] = "latest"
             options |= {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
             trained = train_recipe(name, options)
             found = measure(folder, parse_integers(given.nfe), given.features, given.samples)

@@ -1,7 +1,13 @@
-"""Images restored by a trained folder that sees a degraded one, and how far they are from the originals."""
+"""Images restored by a trained folder that sees a degraded one, and how far they are from the originals.
+
+`python -m pathline.evals.restoration FOLDER --nfe 5,20` measures test images and shows some of them.
+"""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,7 +15,9 @@ from torch import Tensor
 
 from pathline.samplers import keyed_normal, sample
 from pathline.samplers.calibrate.trajectories import mean_error
-from pathline.training import LoadedPipeline, degradation_from_config
+from pathline.training import LoadedPipeline, degradation_from_config, load_data, load_pipeline, save_preview
+
+from .settings import parse_integers
 
 _SEED = 6
 
@@ -60,3 +68,41 @@ def restore(loaded: LoadedPipeline, images: Tensor, nfe: int) -> Restored:
         made = sample(loaded.model, begin, **settings, model_kwargs=conditions, seed=_SEED)
     assert isinstance(made, Tensor)
     return Restored(images, conditions["condition"][:, : images.shape[1]], made)
+
+
+def measure(folder: Path, budgets: Sequence[int], count: int, sheet: Path, shown: int = 16) -> dict[str, float]:
+    """Mean RMSE per value to test images by budget, and that of what the network sees ("seen").
+
+    Writes a picture of three rows: what is seen, what the largest budget makes of it, the originals.
+    """
+    loaded = load_pipeline(folder)
+    options = loaded.metadata["training"]["options"]
+    data = load_data(
+        options["dataset_name"],
+        data_dir=options["train_data_dir"],
+        resolution=options["resolution"],
+        center_crop=options["center_crop"],
+        split="test",
+    )
+    images = data.tensor()[:count]
+    runs = {nfe: restore(loaded, images, nfe) for nfe in budgets}
+    last = runs[max(budgets)]
+    save_preview(sheet, torch.cat([part[:shown] for part in (last.seen, last.made, last.images)]), columns=shown)
+    return {"seen": last.errors[0], **{str(nfe): run.errors[1] for nfe, run in runs.items()}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure how well a trained folder restores test images."""
+    parser = argparse.ArgumentParser(prog="python -m pathline.evals.restoration", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nfe", default="5,20", help="network evaluations")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path("out/restored.png"), help="the picture")
+    given = parser.parse_args(arguments)
+    for name, error in measure(given.folder, parse_integers(given.nfe), given.images, given.out).items():
+        print(f"{name if name == 'seen' else name + ' evaluations':>15}  {error:.4f}")
+    print(f"picture in {given.out}")
+
+
+if __name__ == "__main__":
+    main()

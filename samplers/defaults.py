@@ -64,7 +64,7 @@ _GUIDED: Rules = (
 )
 _PLAIN: Rules = ((4, Untuned("dpm++", "time", {"order": 2})),)
 _STEADY = Untuned("unipc", "beta", {"order": 2})
-_ON_BRIDGES = Untuned("dpm++", "logsnr")
+_ON_BRIDGES = Untuned("dbim", "time")
 
 
 def default_settings(

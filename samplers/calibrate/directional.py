@@ -64,6 +64,10 @@ def level_point(problem: Problem, lam: float) -> LevelPoint:
     return LevelPoint(*(float(v) for v in (*entries, *weights, *rates)))
 
 
+class NoDerivativeError(ValueError):
+    """Automatic differentiation does not pass through a network."""
+
+
 class Directional(Protocol):
     """A rule for the derivatives that statistics need."""
 
@@ -110,7 +114,7 @@ def choose_rule(
     for rule in ("forward", "backward"):
         try:
             found = RULES[rule](few, step).flow(point, x[rows], rate[rows], kwargs)
-        except (RuntimeError, NotImplementedError):  # what autograd raises for operations it does not pass
+        except NoDerivativeError:
             continue
         if float((found - wanted).norm()) <= _AGREE * float(wanted.norm()):
             return RULES[rule](problem, step)
@@ -144,10 +148,18 @@ class _Differentiated:
     ) -> tuple[Tensor, Tensor]:
         self.problem.require((1 + self._extra) * len(x), f"a derivative of a batch of {len(x)}")
         t = _times(point, x)
-        with _plain_attention():
-            out, slope = self._derivative(
-                lambda x, t: self.problem(x, t, **kwargs), (x, t), (dx.to(x.dtype), torch.full_like(t, dt))
-            )
+        try:
+            with _plain_attention():
+                out, slope = self._derivative(
+                    lambda x, t: self.problem(x, t, **kwargs), (x, t), (dx.to(x.dtype), torch.full_like(t, dt))
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise NoDerivativeError(
+                f"derivative={self.name!r} does not pass through this network ({str(error).splitlines()[0]}); give "
+                "derivative='difference', which every network passes, or 'auto'"
+            ) from error
         self.problem.charge(self._extra * len(x))
         return out.detach().double(), slope.detach().double()
 

@@ -74,8 +74,9 @@ def measure_statistics(
     seed : int
         Keys noise and probes of every sample; they are the same at all levels, so that dl/dλ is smooth.
     derivative : {"auto", "forward", "backward", "difference"}
-        Forward-mode AD (2 network calls), double backward (5), or central differences (2, for networks that round their
-        time label or that AD does not pass). "auto" takes the first that works and agrees with differences.
+        Forward-mode AD (4 network calls for a sample at a level), double backward (10), or central differences (5, for
+        networks that round their time label or that AD does not pass, as most of diffusers'). "auto" takes the first
+        that works and agrees with differences.
     step : float
         Half-width of central differences, in λ and in units of the noise.
     resume : file name (.npz or .safetensors), optional
@@ -95,7 +96,8 @@ def measure_statistics(
     ------
     ValueError
         Before any call: an argument out of range, or a `resume` file of other settings or other data. Or data that run
-        out after fewer than 2 samples, and outputs that are not finite.
+        out after fewer than 2 samples, outputs that are not finite, and a derivative asked for by name that does not
+        pass through the network.
     BudgetError
         Before the batch that the problem's budget does not pay for (all of it, when `data` is a tensor).
     """
