@@ -1,7 +1,7 @@
 """The recipes of `pathline.training`, trained and measured: tables, and a sheet of samples of each.
 
-`python -m pathline.evals.recipes flow-matching edm --out out/recipes` trains what is not there yet, and goes on where it was
-stopped.
+`python -m pathline.evals.recipes flow-matching edm --out out/recipes` trains what is not there yet, and goes on where
+it was stopped.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from pathline.samplers.calibrate.auto import Trial, choose
 from pathline.samplers.calibrate.fitters import FITTERS
 from pathline.samplers.calibrate.learned import start_prediction
 from pathline.samplers.calibrate.resume import Parts
-from pathline.samplers.calibrate.row_fits import mean_error
-from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_calls, reference_states
+from pathline.samplers.calibrate.row_fits import make_reference, mean_error, trajectory_calls
+from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states
 from pathline.samplers.grids import make_nodes
 from support.calibration import six_problem, starts
 
@@ -86,7 +86,7 @@ def test_first_looks_are_not_paid_for_twice() -> None:
     choice = choose(bed, starts(path, 8, 4), 3, hold_out=4, method="iia")
     judged = [t for t in choice.trials if not t.tuned]
     tables = auto.untuned_tables(bed, 3)
-    ends = reference_calls(make_nodes(path, "logsnr", 1), path, 48)
+    ends = trajectory_calls(bed)
     assert choice.calls == 4 * ends + sum(4 * table.evaluations for table in tables.values()) + sum(
         t.calls for t in choice.trials if t.tuned
     )
@@ -109,7 +109,7 @@ def test_errors_are_the_mean_over_samples() -> None:
     path = LinearPath()
     bed, x = six_problem(path, 4), starts(path, 8, 4)
     choice = choose(bed, x, 3, method="iia", hold_out=4)
-    ends = reference_states(bed, x[4:], make_nodes(path, "logsnr", 1), per_step=48)[-1]
+    ends = make_reference(bed, x[4:], {}).end
     assert choice.error == pytest.approx(mean_error(bed.run(choice.table, x[4:]) - ends), rel=1e-9)
 
 
@@ -212,3 +212,36 @@ def test_what_a_fit_decided_is_told_and_kept() -> None:
     choice = choose(six_problem(path, 16), starts(path, 6, seed=0), 8, method="learned", arrays=False)
     assert all("strong regularisation" in t.note for t in choice.trials if t.tuned and t.table is not None)
     assert any("strong regularisation" in note for note in choice.table.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"), [("v3", "statistics.npz"), pytest.param("s3", "search.json", marks=pytest.mark.slow)]
+)
+def test_a_long_fit_goes_on_where_it_stopped(
+    method: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_candidates(monkeypatch)
+    monkeypatch.setattr(fitters, "_STATISTICS_BATCH", 3)
+    path, x = LinearPath(), starts(LinearPath(), 12, 4)
+    bed, spent = six_problem(path, 4), list[int]()
+
+    def go_on(most: float, folder: Path) -> auto.Choice:
+        def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            spent.append(len(x))
+            if sum(spent) > most:
+                raise _StoppedError
+            return bed.model(x, t)
+
+        return choose(Problem(model, path, "velocity"), x, 4, method=method, parts=Parts(folder))
+
+    whole = go_on(math.inf, tmp_path / "whole")
+    entire = sum(spent)
+    spent.clear()
+    with pytest.raises(_StoppedError):
+        go_on(0.9 * entire, tmp_path / "cut")
+    assert (tmp_path / "cut" / kept).exists()
+    spent.clear()
+    choice = go_on(math.inf, tmp_path / "cut")
+    assert sum(spent) < 0.6 * entire
+    assert choice.table == whole.table
+    assert choice.calls == whole.calls

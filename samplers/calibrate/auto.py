@@ -32,7 +32,7 @@ from ..transforms import DATA_MEAN
 from .fitters import AUTO, FITTERS, Fit, FitTask
 from .learned import start_prediction
 from .resume import Parts
-from .row_fits import Reference, dense_nodes, make_reference
+from .row_fits import Reference, dense_nodes, make_reference, trajectory_calls
 from .trajectories import Problem, reference_states, sample_errors
 
 UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -53,7 +53,8 @@ GRIDS = ("logsnr", "beta", "karras", "dmn", "time", "shifted")
 _GRIDS_TRIED = 3  # on which a fit begins
 _FIRST_LOOK = (12, 4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
 _LOOK_SHARE = 0.3  # of the budget, at most, where fewer samples still make it possible
-_REFERENCE = 48  # network calls of one converged end point, about
+_ENDS_SHARE = 0.2  # of the budget, at most, for converged ends of the hold-out as exact as those that are fitted to
+_REFERENCE = 48  # network calls of one where that is too much, about
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,14 @@ class _Search:
         self.judge, self.judged = problem.part(judge, batch), x_init[judge]
         self.starts = x_init[fit]
         self.fitted = replace(problem.part(fit, batch), reserve=held * nfe)  # for judging what is fitted
-        whole = make_nodes(problem.path, "logsnr", 1)
 
         def ends() -> Array:
-            states = reference_states(self.judge, self.judged, whole, per_step=_REFERENCE, chunk=chunk)
-            return np.asarray(states[-1].cpu().numpy())
+            if held * trajectory_calls(problem) <= _ENDS_SHARE * problem.calls_left:
+                found = make_reference(self.judge, self.judged, {}, chunk).end
+            else:  # networks that are not smooth take more steps than these to converge
+                whole = make_nodes(problem.path, "logsnr", 1)
+                found = reference_states(self.judge, self.judged, whole, per_step=_REFERENCE, chunk=chunk)[-1]
+            return np.asarray(found.cpu().numpy())
 
         self.ends = torch.as_tensor(parts.array("converged ends of the hold-out", problem, ends)).to(x_init.device)
         self._anchors: dict[str, Tensor] | None = None
@@ -317,7 +321,7 @@ class _Search:
         plain.sort(key=lambda found: found[0])
         _, name, base = plain[0]
         grids = _distinct([table.nodes for _, _, table in plain], self.problem.path)[:_GRIDS_TRIED]
-        told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, **self.allowed}
+        told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, "file": self.parts.file, **self.allowed}
         task = FitTask(self.fitted, self.starts, self.nfe, base, name, grids, self.reference, **told)
         for method in methods:
             for name, fit in FITTERS[method](task):
