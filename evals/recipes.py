@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from pathline.samplers import plan
 from pathline.samplers.calibrate.trajectories import Problem
+from pathline.samplers.files import replacing
 from pathline.training import list_recipes, read_recipe, save_preview, train_recipe
 from pathline.training.checkpoints import list_checkpoints
 from pathline.training.export import CARD_FILE
@@ -32,6 +33,7 @@ from .sources import Source, open_source
 _SHOWN = 32
 _SEED = 5
 _RESTORED = 256
+_TITLE = 36  # pixels above a sheet
 _OPTIONS = ("max_train_steps", "train_batch_size", "resolution")
 RESULTS, SHEET = "results.json", "samples.png"
 
@@ -79,6 +81,24 @@ def table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def picture(folders: Mapping[str, Path], target: Path) -> None:
+    """The sheets of all recipes in one PNG, each under its name."""
+    from PIL import Image, ImageDraw
+
+    parts = {name: Image.open(folder / SHEET) for name, folder in folders.items() if (folder / SHEET).exists()}
+    if not parts:
+        return
+    width = max(image.width for image in parts.values())
+    sheet = Image.new("RGB", (width, sum(image.height + _TITLE for image in parts.values())), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for name, image in parts.items():
+        pen.text((4, top + 3), name, fill="black", font_size=_TITLE - 10)
+        sheet.paste(image, (0, top + _TITLE))
+        top += image.height + _TITLE
+    with replacing(target, "wb") as stream:
+        sheet.resize((sheet.width // 2, sheet.height // 2)).save(stream, format="PNG", optimize=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train recipes and measure their samples."""
     parser = argparse.ArgumentParser(prog="python -m pathline.evals.recipes", description=main.__doc__)
@@ -107,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_text(file, json.dumps(results, indent=1))
     text = "\n".join(filter(None, (table(results, kind) for kind in ("distance", "error"))))
     write_text(given.out / "results.md", text)
+    picture({name: given.out / name for name in results}, given.out / "recipes.png")
     print(text)
 
 

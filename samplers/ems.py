@@ -12,7 +12,6 @@ All integrals start at the step's own beginning, so that nothing overflows over 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from .table import Coefficient
 FORMAT_VERSION = 1
 _LONG = 16
 _SHOWN = 160
+_ROUNDED = 1e-4
 _EDGE = 1e-6
 """How far beyond its grid, in λ, statistics are still read: levels rounded to float32."""
 
@@ -157,7 +157,7 @@ class ModelStatistics:
 
     def provenance(self) -> dict[str, Any]:
         """What a table of them says of its network (`fitted.check_fit`): prediction and guidance, where known."""
-        found = {key: self.metadata[key] for key in ("prediction", "guidance") if key in self.metadata}
+        found: dict[str, Any] = {k: v for k, v in self.metadata.items() if k in ("prediction", "guidance")}
         if isinstance(scaled := found.get("guidance"), Mapping):
             found["guidance"] = scaled.get("scale", scaled.get("name"))
         return found
@@ -165,7 +165,7 @@ class ModelStatistics:
     def check_path(self, path: GaussianPath) -> None:
         """Raise ValueError where they say that they were measured on another path."""
         own, wanted = self.metadata.get("path"), path_facts(path)
-        if own is not None and own != wanted:
+        if own is not None and not _same_path(own, wanted):
             raise ValueError(
                 f"these model statistics belong to path {_short(own)}, not to {_short(wanted)}; measure new, or use "
                 "force=True to take them all the same"
@@ -272,14 +272,28 @@ Statistics = ConstantStatistics | ModelStatistics
 
 
 def path_facts(path: GaussianPath) -> dict[str, Any]:
-    """Name and parameters of a path for metadata; long lists, such as training schedules, as a hash of six digits."""
+    """Name and parameters of a path for metadata; of long lists, such as training schedules, some of the values."""
     facts: dict[str, Any] = {}
     for name, value in path.config().items():
         facts[name] = value
         if isinstance(value, (list, tuple)) and len(value) > _LONG:
-            digits = ",".join(f"{v:.6g}" for v in value)
-            facts[name] = f"{len(value)} values, sha256 {hashlib.sha256(digits.encode()).hexdigest()[:16]}"
+            some = np.linspace(0, len(value) - 1, _LONG).round().astype(int)
+            facts[name] = {"count": len(value), "some": [float(f"{value[k]:.6g}") for k in some]}
     return facts
+
+
+def _same_path(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether facts agree; lists to the accuracy of training schedules, which diffusers keeps in float32."""
+    if own.keys() != other.keys():
+        return False
+    for key, value in own.items():
+        if isinstance(value, Mapping) and isinstance(other[key], Mapping):
+            same = _same_path(value, other[key])
+        else:
+            same = np.allclose(value, other[key], rtol=_ROUNDED, atol=0.0) if key == "some" else value == other[key]
+        if not same:
+            return False
+    return True
 
 
 def _short(value: Any) -> str:

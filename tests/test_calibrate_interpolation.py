@@ -12,6 +12,7 @@ import torch
 from pathline.interpolants import LinearPath
 from pathline.samplers import Table, build_table, make_nodes
 from pathline.samplers.calibrate.interpolation import interpolate_tables, judged_interpolation
+from pathline.samplers.calibrate.learned import learn_rows
 from pathline.samplers.calibrate.row_fits import fit_rows, make_reference
 from pathline.samplers.calibrate.trajectories import BudgetError, mean_error
 from pathline.samplers.calibrate.triangular import triangular
@@ -59,6 +60,16 @@ def test_another_guidance_is_better_served_than_by_the_base(by_guidance: list[Ta
     assert [m["guidance"] for m in found.table.provenance["interpolated_from"]] == [1.5, 2.5, 3.5]
 
 
+def test_learned_rows_say_their_scales_themselves() -> None:
+    tables = []
+    for scale in (1.5, 3.5):
+        problem, x = bed_problem(PATH, 12, scale), starts(PATH, 12)
+        tables.append(learn_rows(problem, x, 4, grids=["karras"], rounds=0).table)
+    found = interpolate_tables(PATH, tables, guidance=2.0)
+    assert [m["guidance"] for m in found.provenance["interpolated_from"]] == [1.5, 3.5]
+    assert found.provenance["prediction"] == "data"
+
+
 def test_what_loses_on_the_hold_out_is_not_returned(by_calls: list[Table]) -> None:
     problem, x = bed_problem(PATH, 64), starts(PATH, 64, seed=7)
     found = judged_interpolation(problem, x, by_calls, nfe=5)
@@ -89,7 +100,8 @@ def test_what_cannot_be_interpolated_is_refused(by_guidance: list[Table], by_cal
         (by_calls, {}, "give one of nfe"),
         (by_calls, {"nfe": 5, "guidance": 2.0}, "give one of nfe"),
         (by_calls[:1], {"nfe": 4}, "at least 2"),
-        ([by_guidance[0], other], {"guidance": 2.0}, "different bases"),
+        ([by_guidance[0], other], {"guidance": 2.0}, "different bases.*fit them all with learn_rows"),
+        ([by_guidance[0], replace(other, basis="cosine")], {"guidance": 2.0}, "groups of coordinates.*learn_rows"),
         (by_calls, {"guidance": 2.0}, "guidance scales"),
         (by_calls, {"guidance": 2.0, "guidances": [1.0, 3.0]}, "one number is needed"),
         (by_guidance, {"nfe": 4}, "different numbers of calls"),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from pathline.interpolants import DiscretePath, Gaussian, GaussianPath, LinearPath, VPPath
@@ -330,6 +331,13 @@ def test_statistics_of_another_path_are_refused_unless_forced() -> None:
     long = path_facts(DiscretePath.scaled_linear())
     assert len(repr(long)) < 300
     assert long == path_facts(DiscretePath.scaled_linear())
+    statistics = wavy(path=path_facts(DiscretePath.linear()))
+    rounded = DDPMScheduler().alphas_cumprod.double().tolist()  # the same schedule, in float32
+    assert path_facts(DiscretePath(tuple(rounded))) != path_facts(DiscretePath.linear())
+    statistics.check_path(DiscretePath(tuple(rounded)))
+    for other in (DiscretePath.linear(beta_end=0.0201), DiscretePath.linear(steps=999)):
+        with pytest.raises(ValueError, match="belong to path"):
+            statistics.check_path(other)
 
 
 def test_levels_outside_the_statistics_are_refused() -> None:

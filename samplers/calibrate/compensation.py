@@ -144,8 +144,8 @@ def search_ratios(
     }
     losses, counts = tuple(search.losses), tuple(search.counts)
     errors = {"train_error": train[1], "holdout_error": None if kept is None else kept[1]}
-    known = {"name": "dc-solver", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - start}
-    table = problem.fitted(table, **known, **errors)
+    facts = {"name": "dc-solver", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - start}
+    table = problem.fitted(table, **facts, **errors)
     return CompensationFit(table, ratios, losses, train, kept, counts, calls, objective)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from .trajectories import Problem
 
 _RATIO_SAMPLES = 10  # as published
 _GROUPS = (1, 3)
-_STATISTICS_LEVELS, _STATISTICS_BATCH = 61, 64
+_STATISTICS_LEVELS, _STATISTICS_BATCH = 61, 16
 _SHRINKAGES = (1e-3, 1e-6)
 _HELD = 0.25  # of the trajectories decide within a fit
 
@@ -66,6 +67,8 @@ class FitTask:
         Largest batch given to the network.
     spectrum : Spectrum, optional
         Of the data, for tables that need no network call.
+    file : callable
+        Where a fit of this name keeps what it has measured so far, None where nothing is kept.
     """
 
     problem: Problem
@@ -80,6 +83,7 @@ class FitTask:
     condition_means: bool = False
     chunk: int | None = None
     spectrum: Spectrum | None = None
+    file: Callable[[str], Path | None] = lambda name: None
 
     @property
     def known(self) -> Reference:
@@ -173,9 +177,11 @@ def _measured(task: FitTask) -> Iterator[tuple[str, Fit]]:
     @cache
     def statistics() -> ModelStatistics:
         ends = task.reference().states[-1]  # as published for guided networks: samples of the run itself
-        return measure_statistics(
-            task.problem, ends, levels=_STATISTICS_LEVELS, batch_size=task.chunk or _STATISTICS_BATCH
-        )
+        size = min(task.chunk or _STATISTICS_BATCH, _STATISTICS_BATCH)
+        before, kept = task.problem.calls, task.file("statistics.npz")
+        found = measure_statistics(task.problem, ends, levels=_STATISTICS_LEVELS, batch_size=size, resume=kept)
+        task.problem.charge(before + found.metadata["calls"] - task.problem.calls)  # what an earlier run measured
+        return found
 
     def fit(order: int) -> Table:
         return plan(None, "dpm-solver-v3", grid=task.grids[0], statistics=statistics(), order=order)
@@ -219,7 +225,8 @@ def _searched(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         afs = (False, "unit") if task.analytic else (False,)
         space = DecisionSpace(task.problem.path, task.nfe, afs=afs)
-        return search_steps(task.problem, task.x_init, task.nfe, space=space, chunk=task.chunk).table
+        state = task.file("search.json")
+        return search_steps(task.problem, task.x_init, task.nfe, space=space, state=state, chunk=task.chunk).table
 
     yield "S3 search", fit
 

@@ -142,8 +142,8 @@ def fit_integration(
     calls = {"reference": referenced - begun, "fit": fitted - referenced, "check": problem.calls - fitted}
     weights = tuple(tuple(float(g) for g in step) for step in run.weights)
     errors = {"train_error": train[1], "holdout_error": None if held is None else held[1]}
-    known = {"name": "iia", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - begun}
-    table = problem.fitted(table, **known, **errors)
+    facts = {"name": "iia", "nfe": table.evaluations, "train": len(fit.x_init), "calls": problem.calls - begun}
+    table = problem.fitted(table, **facts, **errors)
     return IntegrationFit(table, weights, tuple(run.residuals), train, held, calls, features, target)
 
 

@@ -36,6 +36,10 @@ _UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ipndm", {"order": 4, "afs": "unit"}),
     ("unipc", {"order": 2}),
 )
+_ONE_BASE = (
+    "choose and pathline calibrate take whichever base is best, so fit them all with learn_rows(problem, x_init, nfe, "
+    "method=..., options=..., grids=[...]), the same for all"
+)
 SHARES = (1.0, 0.5, 0.0)
 """Shares of the interpolated differences that a judgement tries."""
 
@@ -182,9 +186,11 @@ def _options(table: Table) -> dict[str, Any]:
 
 
 def _check_bases(tables: Sequence[Table]) -> None:
+    if any(t.basis is not None for t in tables):
+        raise ValueError(f"tables have weights for groups of coordinates, which are not interpolated; {_ONE_BASE}")
     bases = [(t.method, {k: v for k, v in _options(t).items() if k != "ratios"}, t.anchors) for t in tables]
     if any(base != bases[0] for base in bases):
-        raise ValueError(f"tables have different bases, which cannot be interpolated: {bases}")
+        raise ValueError(f"tables have different bases, which cannot be interpolated: {bases}; {_ONE_BASE}")
 
 
 def _scales(tables: Sequence[Table], guidances: Sequence[float] | None) -> list[float | None]:

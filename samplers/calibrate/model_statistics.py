@@ -80,9 +80,10 @@ def measure_statistics(
     step : float
         Half-width of central differences, in λ and in units of the noise.
     resume : file name (.npz or .safetensors), optional
-        Partial sums, read if there and written as the run goes on; a stopped run continues with identical results.
+        Partial sums, read if there and written as the run goes on, also when it is interrupted; a stopped run continues
+        with identical results.
     save_every : float
-        Seconds between two writes of `resume`.
+        Seconds between two writes of `resume` in an undisturbed run.
     model : str, optional
         Hash or name of the network, for the metadata.
     progress : bool
@@ -115,7 +116,7 @@ def measure_statistics(
         _check_data(data)
         run.planned, total = len(data), -(-len(data) // batch_size) * levels
         batches = ((data[rows], part.model_kwargs) for rows, part in problem.chunks(len(data), batch_size))
-    with _bar(progress, total) as tick:
+    with _bar(progress, total) as tick, run.kept():
         for batch in batches:
             run.take(batch, tick)
     return run.result(lam)
@@ -248,6 +249,16 @@ class _Run:
         name = self.progress.get("derivative", self.config["derivative"])
         return choose_rule(name, self.problem, self.config["step"], point, x.to(dtype), rate, kwargs)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write the sums of all whole batches, however the block ends."""
+        before = self.done
+        try:
+            yield
+        finally:
+            if self.done > before:
+                self._save()
+
     def _save(self) -> None:
         if self.file is not None and self.sums is not None:
             save_arrays(self.file, {"sums": self.sums}, {"config": self.config, "progress": self.progress})
@@ -259,7 +270,6 @@ class _Run:
             raise ValueError(f"model statistics need at least 2 samples, got {self.done}")
         if self._seen < self.progress["batches"]:
             raise ValueError(f"{self.file} holds partial sums of more data than were given")
-        self._save()
         l, s, b = _statistics(lam, self.sums / self.done)  # noqa: E741
         known = {k: v for k, v in self.config.items() if k not in ("lam", "levels", "derivative") and v is not None}
         counts = {k: self.progress[k] for k in ("samples", "calls", "derivative")}

@@ -74,6 +74,13 @@ class Parts:
             raise ValueError(content["refused"])
         return decode(content["table"], arrays)
 
+    def file(self, name: str) -> Path | None:
+        """Where a part that is not finished keeps its own state; None where nothing is kept."""
+        if self.folder is None:
+            return None
+        self._begin(self.folder)
+        return self.folder / name
+
     def remove(self) -> None:
         """Delete the folder: the calibration is finished."""
         if self.folder is not None and self.folder.exists():
@@ -98,12 +105,15 @@ class Parts:
             self._write(file, content, arrays)
         return content, arrays
 
+    def _begin(self, folder: Path) -> None:
+        if not (folder / _SETTINGS).exists():
+            with replacing(folder / _SETTINGS) as stream:
+                json.dump(self.settings, stream, indent=1)
+
     def _write(self, file: Path, content: dict[str, Any], arrays: dict[str, Array]) -> None:
         from safetensors.numpy import save
 
-        if not (file.parent / _SETTINGS).exists():
-            with replacing(file.parent / _SETTINGS) as stream:
-                json.dump(self.settings, stream, indent=1)
+        self._begin(file.parent)
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()} or {"empty": np.zeros(0)}
         with replacing(file, "wb") as stream:
             stream.write(save(whole, metadata={"part": json.dumps(content)}))

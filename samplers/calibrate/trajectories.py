@@ -41,7 +41,7 @@ class Problem:
     """A network to calibrate for; itself a model, whose calls are guided and counted.
 
     `problem(x, t, **model_kwargs)` is the guided output, so that a problem can be given to `run` and `sample` in the
-    place of a model (without guidance, which would be applied twice).
+    place of a model (without guidance, which would be applied twice; a table fitted under guidance as `released()`).
 
     Attributes
     ----------
