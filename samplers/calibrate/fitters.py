@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,14 +155,15 @@ def _integration(task: FitTask) -> Iterator[tuple[str, Fit]]:
 
 
 def _compensation(task: FitTask) -> Iterator[tuple[str, Fit]]:
-    def fit() -> Table:
+    def fit(base: str, options: Mapping[str, Any]) -> Table:
         nodes, some = task.grids[0], task.x_init[:_RATIO_SAMPLES]
         part, states = task.problem.part(slice(0, len(some)), len(task.x_init)), task.states_at(nodes)[:, : len(some)]
         return search_ratios(
-            part, nodes, some, base_options={"order": 2}, references=states, chunk=task.chunk
+            part, nodes, some, base=base, base_options=options, references=states, chunk=task.chunk
         ).table  # fmt: skip
 
-    yield f"DC UniPC-2 on the levels of {task.on}", fit
+    yield f"DC UniPC-2 on the levels of {task.on}", partial(fit, "unipc", {"order": 2})
+    yield f"DC {task.on}", partial(fit, task.base.method, task.base.options)
 
 
 def _gits(task: FitTask) -> Iterator[tuple[str, Fit]]:
