@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 """Constants of SplitMix64: its step; shifts and factors of its finaliser."""
 
 _PIECE = 1 << 14  # pairs
-_SHAPES = 8  # of pieces, whose arrays a thread keeps
+_SHAPES = 8  # of draws, whose pieces a thread keeps
 _ROUNDS = tuple((np.uint64(by), None if factor is None else np.uint64(factor)) for by, factor in MIX)
 
 
 class _Held(threading.local):
     def __init__(self) -> None:
-        self.kept: dict[tuple[int, int, type[np.floating[Any]]], _Scratch] = {}
+        self.kept: dict[tuple[int, int, type[np.floating[Any]]], list[_Piece]] = {}
 
 
 _held = _Held()
@@ -62,18 +62,12 @@ def _mix(value: NDArray[np.uint64], spare: NDArray[np.uint64]) -> NDArray[np.uin
 
 def box_muller(keys: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Normals (B, *shape) of every key: half of them cosines, then as many sines, less one where the number is odd."""
-    batch, count = len(keys), math.prod(shape)
+    batch, count = keys.shape[0], math.prod(shape)
     half = (count + 1) // 2
     drawn = torch.empty((batch, *shape) if count == 2 * half else (batch, 2 * half), dtype=dtype, device="cpu")
     streams, out = keys.numpy().view(np.uint64)[:, None], drawn.numpy().reshape(batch, 2, half)
-    rows = max(1, _PIECE // max(half, 1))
-    for start in range(0, half, _PIECE):
-        stop = min(start + _PIECE, half)
-        counters = _counters(start, stop)
-        for row in range(0, batch, rows):
-            piece = streams[row : row + rows]
-            scratch = _scratch(len(piece), stop - start, out.dtype.type)
-            scratch.fill(piece, counters, out[row : row + rows, :, start:stop])
+    for piece in _pieces(batch, half, out.dtype.type):
+        piece.scratch.fill(streams[piece.rows], piece.counters, out[piece.rows, :, piece.columns])
     return drawn if count == 2 * half else drawn[:, :count].reshape(batch, *shape)
 
 
@@ -107,15 +101,35 @@ class _Scratch:
         np.multiply(radius, angle, out[:, 1])
 
 
-def _scratch(b: int, n: int, kind: type[np.floating[Any]]) -> _Scratch:
-    """The scratch of this thread, for shapes that come again and again."""
+class _Piece(NamedTuple):
+    """Some streams at some counters, and where their arrays are made."""
+
+    rows: slice
+    columns: slice
+    counters: NDArray[np.uint64]
+    scratch: _Scratch
+
+
+def _pieces(batch: int, half: int, kind: type[np.floating[Any]]) -> list[_Piece]:
+    """The pieces of a draw, kept by this thread for shapes that come again and again."""
     kept = _held.kept
-    found = kept.get((b, n, kind))
+    found = kept.get((batch, half, kind))
     if found is None:
         if len(kept) >= _SHAPES:
             kept.clear()
-        found = kept[b, n, kind] = _Scratch(b, n, kind)
+        found = kept[batch, half, kind] = list(_cut(batch, half, kind))
     return found
+
+
+def _cut(batch: int, half: int, kind: type[np.floating[Any]]) -> Iterator[_Piece]:
+    rows, scratches = max(1, _PIECE // max(half, 1)), dict[tuple[int, int], _Scratch]()
+    for start in range(0, half, _PIECE):
+        stop = min(start + _PIECE, half)
+        for row in range(0, batch, rows):
+            size = min(rows, batch - row), stop - start
+            if size not in scratches:
+                scratches[size] = _Scratch(*size, kind)
+            yield _Piece(slice(row, row + rows), slice(start, stop), _counters(start, stop), scratches[size])
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,8 @@ class StepNoise:
 
     def __call__(self, row: int, slot: int, like: Tensor, generator: Generators) -> Tensor:
         """Standard normals shaped as `like`; errors as in `keys`."""
-        self.keys(generator, like)
+        if self._keys is None or self._keys.shape[1] != like.shape[0]:
+            self.keys(generator, like)
         return run_normals(self._each[self._plan.places[row, slot]], like)
 
     def keys(self, generator: Generators, like: Tensor) -> Tensor:
