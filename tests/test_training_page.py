@@ -19,7 +19,7 @@ def given(line: str) -> dict[str, Any]:
     words, values = iter(shlex.split(line)), {}
     for word in words:
         name = word.removeprefix("--")
-        if name == "config":
+        if name in ("config", "recipe"):
             next(words)
             continue
         kind = option_type(name)[0]
@@ -34,7 +34,7 @@ def test_commands_are_accepted(line: str) -> None:
 
 def test_every_option_named_on_the_page_exists() -> None:
     assert len(COMMANDS) >= 10
-    known = {*option_fields(), "config", "multi_gpu", "num_processes", "help", "std", "out", "step"}
+    known = {*option_fields(), "config", "recipe", "multi_gpu", "num_processes", "help", "std", "out", "step"}
     named = set(re.findall(r"--([a-z_]+)", PAGE))
     assert named <= known, sorted(named - known)
     expected = {"coupling", "ema", "reflow_from", "image_condition", "latents", "skip_scale", "direction_weight"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pathline.training import list_recipes, load_pipeline, read_recipe, resolve_options, train_recipe
+from support.repository import ROOT
 from support.training_runs import TINY, fresh_accelerate
 
 
@@ -31,6 +32,11 @@ def test_every_recipe_is_a_complete_training(name: str, data: str) -> None:
 def test_unknown_recipes_are_refused_with_the_names_of_all() -> None:
     with pytest.raises(ValueError, match=r"unknown recipe 'flow-matchin'.*flow-matching.*rectified-flow"):
         read_recipe("flow-matchin")
+
+
+def test_the_page_has_the_results_of_all() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
 
 
 def test_a_recipe_trains_what_it_builds_on_first_and_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A coupling returns indices, so that labels, weights and augmentations follow the
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -62,6 +63,7 @@ class IndependentCoupling:
 
 
 PLANS = ("exact", "sinkhorn", "newton")
+_LOOSE = 10.0  # times the tolerance, where a plan is still taken without a word
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,17 @@ class TransportCoupling:
         if self.plan == "exact":
             return assigned(cost)
         solve = sinkhorn if self.plan == "sinkhorn" else newton_sparse
-        found = solve(cost, self.regularisation, tolerance=self.tolerance).matrix
-        return drawn_for_data(found, generator) if self.each_data else drawn(found, len(base), generator)
+        found = solve(cost, self.regularisation, tolerance=self.tolerance)
+        if found.error > _LOOSE * self.tolerance:
+            warnings.warn(
+                f"the entropic plan was left at marginal error {found.error:.1e} after {found.sweeps} sweeps, above "
+                f"tolerance={self.tolerance:g}: regularisation={self.regularisation:g} is small for costs of mean "
+                f"{cost.mean():.3g}; raise it, or use plan 'newton'",
+                stacklevel=2,
+            )
+        if self.each_data:
+            return drawn_for_data(found.matrix, generator)
+        return drawn(found.matrix, len(base), generator)
 
 
 def assigned(cost: Array) -> Pairs:
