@@ -173,7 +173,7 @@ def test_a_run_with_direction_has_a_larger_loss(tmp_path: Path) -> None:
         ({**SMALLER, "image_condition_config": {"factor": 1}}, "factor=1"),
         ({"image_start": True}, "image_start and image_condition_config need image_condition"),
         ({**SMALLER, "image_start": True, "objective": "noise"}, "image_start needs path 'linear'"),
-        ({**SMALLER, "image_start": True, "coupling": "ot"}, "coupling='ot' does not go with image_start"),
+        ({**SMALLER, "coupling": "ot"}, "coupling='ot' does not go with image_condition"),
         ({"latents": "x.npz", "dataset_name": "digits"}, "latents are a data set of their own; leave out dataset_name"),
         ({"latents": "x.npz", "random_flip": True}, "random_flip is for images"),
         ({"latents": "nowhere.npz"}, "nowhere.npz cannot be read"),

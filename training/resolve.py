@@ -80,6 +80,11 @@ def _check_image_condition(options: TrainOptions) -> None:
     degradation_from_config(config)
     if options.reflow_from is not None:
         raise ValueError("image_condition does not go with reflow_from: pairs are drawn without images")
+    if options.coupling != "independent":
+        raise ValueError(
+            f"coupling={options.coupling!r} does not go with image_condition: noise that is coupled to images tells of "
+            "what the network sees of them, and in sampling it does not"
+        )
     if options.image_start:
         _check_image_start(options)
 
@@ -96,8 +101,6 @@ def _check_image_start(options: TrainOptions) -> None:
             f"image_start needs path 'linear' and prediction 'velocity', got {options.path!r} and "
             f"{options.prediction!r}: others take the start for a standard normal"
         )
-    if options.coupling != "independent":
-        raise ValueError(f"coupling={options.coupling!r} does not go with image_start: it pairs each image with itself")
 
 
 _LATENTS = ("latents", "latent_scale", "latent_shift")
