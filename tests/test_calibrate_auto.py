@@ -214,9 +214,8 @@ def test_what_a_fit_decided_is_told_and_kept() -> None:
     assert any("strong regularisation" in note for note in choice.table.provenance["notes"])
 
 
-@pytest.mark.parametrize(
-    ("method", "kept"), [("v3", "statistics.npz"), pytest.param("s3", "search.json", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kept"), [("v3", "statistics.npz"), ("s3", "search.json")])
 def test_a_long_fit_goes_on_where_it_stopped(
     method: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ ARGUMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_study_measures_all_on_new_noises_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "study.json"
     few = [Setting("ddim", "time"), Setting("ipndm:order=2,afs=unit", "beta"), Setting("unipc:order=2", "logsnr")]

@@ -39,6 +39,7 @@ def test_the_page_has_the_results_of_all() -> None:
     assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_what_it_builds_on_first_and_once(tmp_path: Path) -> None:
     folder = tmp_path / "reflow"
     given: dict[str, Any] = {
