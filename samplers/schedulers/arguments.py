@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,8 +38,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"num_train_timesteps={steps!r} is not possible; it is a whole number of at least 1")
     for key in ("shift", "flow_shift"):
-        if not float(config[key]) > 0:
-            raise ValueError(f"{key}={config[key]!r} is not possible; it must be positive")
+        if not 0 < float(config[key]) < math.inf:
+            raise ValueError(f"{key}={config[key]!r} is not possible; it must be positive and finite")
 
 
 def read_request(steps: int | None, timesteps: Any, sigmas: Any) -> Request:

@@ -111,7 +111,7 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         self._cache: OrderedDict[Request, Compiled] = OrderedDict()
         self._shift = float(flow_shift if use_flow_sigmas else shift)
         self._seed, self._offset = self._settings.seed, 0
-        self._told = False
+        self._told = self._variance = False
         if isinstance(self._family, BetaFamily):
             self.betas = self._family.betas
             self.alphas = 1.0 - self.betas
@@ -146,14 +146,13 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
     @classmethod
     def _switched(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The config of another class of ours: a class with a method of its own runs that, the general one goes on."""
-        ours = {c.__name__: c for c in (PathlineScheduler, *PathlineScheduler.__subclasses__())}
+        ours = {c.__name__: c for c in _family_of(PathlineScheduler)}
         before = ours.get(str(config.get(CLASS)), cls)
         return config if before is cls else switched(config, before.default_pathline, cls.default_pathline)
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        ours = [PathlineScheduler, *PathlineScheduler.__subclasses__()]
-        return [*ours, *stock_classes()]
+        return [*_family_of(PathlineScheduler), *stock_classes()]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -243,8 +242,9 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             rule=rule_of(self.config),
         )
         if request not in self._cache:
-            settings = of_run(self._settings, self.config, request.steps) if self.default_pathline else self._settings
-            schedule = self._family.schedule(request, settings)
+            schedule, settings = self._family.schedule(request, self._settings), self._settings
+            if self.default_pathline:
+                settings = of_run(settings, self.config, request.steps, schedule)
             self._cache[request] = Compiled.build(self._family, schedule, settings, request.rule)
             if len(self._cache) > _CACHED_REQUESTS:
                 self._cache.popitem(last=False)
@@ -269,6 +269,8 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
             self.timesteps = torch.tensor(compiled.timesteps, device=device)
             self.sigmas = torch.tensor(compiled.sigmas, device=device)
         self._sigmas_shown = self.sigmas, changes_of(self.sigmas)
+        self._timesteps_shown = self.timesteps
+        self._variance = str(self.config.get("variance_type")).startswith("learned")
         self._prepare(compiled, 0)
 
     def _show_training_levels(self) -> None:
@@ -277,3 +279,8 @@ class PathlineScheduler(Stepping, ForwardProcess, SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(self._family.timesteps(sigmas, labels))
         self.sigmas = torch.tensor(np.append(sigmas, np.float32(self._family.clean_sigma)))
         self.sigma_max, self.sigma_min = float(sigmas[0]), float(sigmas[-1])
+
+
+def _family_of(cls: type[PathlineScheduler]) -> list[type[PathlineScheduler]]:
+    """A class and everything derived from it, users' own classes too."""
+    return [cls, *(found for derived in cls.__subclasses__() for found in _family_of(derived))]

@@ -108,11 +108,12 @@ class Compiled:
             self.fusions[index] = FusedPlan(self.plan(index))
         return self.fusions[index]
 
-    def find(self, timestep: Any, shown: Tensor) -> int:
+    def find(self, timestep: Any, shown: Tensor | None) -> int:
         """The call that a timestep belongs to.
 
         An entry of the timesteps shown to the pipeline is recognised by its place in memory, which needs no read
-        from the device; anything else is compared by value. Of equal entries the one that opens a step counts.
+        from the device; anything else, or all where `shown` is None, is compared by value. Of equal entries the one
+        that opens a step counts.
 
         Raises
         ------
@@ -127,7 +128,8 @@ class Compiled:
                 "set_timesteps, outside of the compiled function"
             )
         if isinstance(timestep, Tensor):
-            if timestep.numel() and timestep.dtype == shown.dtype and timestep.device == shown.device:
+            ours = shown is not None and timestep.dtype == shown.dtype and timestep.device == shown.device
+            if shown is not None and ours and timestep.numel():
                 place, rest = divmod(timestep.data_ptr() - shown.data_ptr(), shown.element_size())
                 if rest == 0 and 0 <= place < shown.numel():
                     return place

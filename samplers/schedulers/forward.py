@@ -41,8 +41,21 @@ class ForwardProcess:
         """Training target at data `sample`: noise − data for flow models, v = signal·ε − noise·data with betas."""
         return self._family.velocity(sample, noise, self._levels(timesteps, sample)).to(sample.dtype)
 
+    def _check_times(self, times: Tensor) -> None:
+        """Where looking at them costs no wait for a device."""
+        if times.device.type != "cpu" or torch.compiler.is_compiling() or not times.numel():
+            return
+        low, high = float(times.min()), float(times.max())
+        if not 0 <= low <= high <= self._family.train_steps:
+            raise ValueError(
+                f"timesteps go from {low:g} to {high:g}; they lie between 0 and num_train_timesteps="
+                f"{self._family.train_steps}"
+            )
+
     def _levels(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        times = torch.as_tensor(timesteps).to(like.device)
+        times = torch.as_tensor(timesteps)
+        self._check_times(times)
+        times = times.to(like.device)
         compiled = self._compiled
         if compiled is None or compiled.schedule.labels is None:
             signal, level = self._family.forward(times)

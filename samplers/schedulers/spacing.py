@@ -139,7 +139,7 @@ def levels_of_source(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if config.get("timestep_type", "discrete") != "discrete" and config.get("prediction_type") == "v_prediction":
         warn_idle(config, "timestep_type", "the network is given training indices, not log(sigma)/4")
     if config.get("variance_type") in ("learned", "learned_range"):
-        warn_idle(config, "variance_type", "hand `step` the half of the network's output that is not the variance")
+        warn_idle(config, "variance_type", "noise has the variance of the posterior")
     if callable(config.get("tau_func")):
         warn_idle(config, "tau_func", "give the option 'tau' of method 'sa' in 'pathline'")
     return found

@@ -77,6 +77,8 @@ class StepNoise:
             return [seed_of(torch.default_generator) if self.seed is None else self.seed]
         if isinstance(generator, torch.Generator):
             return [seed_of(generator)]
+        if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):
+            raise TypeError(f"generator is a torch.Generator or a list of them, got {generator!r}")
         if len(generator) not in (1, batch):
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch}; one per image is needed")
         return [seed_of(g) for g in generator]
@@ -166,7 +168,7 @@ class Stepper:
         elif sample is not self._returned or (self._rounded and self._touched(sample)):
             self._fold(sample, call.query)
             self._check_shapes(sample)
-        if self._adopted:  # the pipeline may write its next state over this one
+        if self._adopted or call.query not in call.frees:  # the pipeline may write its next state over this one
             kept = [value for value, tensor in self.values.items() if tensor is sample and value not in call.frees]
             self.values.update((value, sample.clone()) for value in kept)
         return call
@@ -237,7 +239,8 @@ class Stepper:
 
     def _from_parts(self, call: Call, query: Tensor, raw: Tensor, dtype: torch.dtype) -> Prediction:
         """The data prediction, or how it will be computed where nothing can happen to its parts unnoticed."""
-        assert call.data
+        assert call.data is not None  # not their truth, on which a compiled loop would depend
+        assert len(call.data) == 2
         if torch.compiler.is_compiling() or not self._can_wait(query, raw):
             found = affine(query, raw, *call.data)
             return (found.clone() if found is raw else found).to(dtype)

@@ -28,6 +28,8 @@ class Stepping:
     _seed: int | None
     _offset: int
     _sigmas_shown: tuple[Tensor, int | None]
+    _timesteps_shown: Tensor
+    _variance: bool
     timesteps: Tensor
     sigmas: Tensor
 
@@ -120,7 +122,8 @@ class Stepping:
             compiled = self._obey_sigmas(compiled)
         index = self._step_index if self._step_index is not None else self._begin_index
         if index is None:
-            index = compiled.find(timestep, self.timesteps)
+            shown = self.timesteps if self.timesteps is self._timesteps_shown else None
+            index = compiled.find(timestep, shown)
         plan = compiled.plan(index)
         if plan.lead and self._led is None:
             raise RuntimeError(
@@ -174,7 +177,7 @@ class Stepping:
         Parameters
         ----------
         model_output : Tensor (B, ...)
-            In the config's prediction type.
+            In the config's prediction type; where its variance_type is a learned one, twice the channels are taken too.
         timestep : float or Tensor
             One entry is looked at in the first step only, and there only where `set_begin_index` was not called. With
             one for each sample, (B,), every sample is at its own time, see `own_times.SampleRuns`.
@@ -199,6 +202,8 @@ class Stepping:
         if kwargs:
             refuse_arguments(kwargs)
         self._prediction = None  # its memory is free for the next one
+        if self._variance and model_output.shape[1:2] == (2 * sample.shape[1],):
+            model_output = model_output[:, : sample.shape[1]]  # the rest is a learned variance
         previous, data = self._advance(model_output, timestep, sample, generator, per_token_timesteps)
         self._prediction = data
         if return_dict:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..registry import method_info
+from .family import Schedule
 from .settings import Settings
 from .spacing import SOURCE, warn_idle
 
 SHORT_RUN = 15
 """DPM-Solver and DEIS of diffusers lower the order over the last steps in runs of fewer steps only."""
 _BY_LENGTH = ("DPMSolverMultistepScheduler", "DEISMultistepScheduler")
+_LOWERING = (*_BY_LENGTH, "UniPCMultistepScheduler")
 _MULTISTEP = {
     "dpmsolver++": "dpm++",
     "dpmsolver": "dpm",
@@ -46,13 +48,22 @@ def solver_of(config: Mapping[str, Any], method: str, *, every_key: bool = True)
     return chosen, {key: value for key, value in options.items() if key == "order" or value != known[key]}
 
 
-def of_run(settings: Settings, config: Mapping[str, Any], steps: int) -> Settings:
-    """The settings of one run: options that stock classes choose by the number of steps."""
+def of_run(settings: Settings, config: Mapping[str, Any], steps: int, schedule: Schedule) -> Settings:
+    """The settings of one run: options that stock classes choose by the number of steps.
+
+    Where the last step has length zero (the schedule's `idle_end`) they lower the order of that one.
+    """
     options, method, source = dict(settings.options), settings.method, config.get(SOURCE)
     if source in _BY_LENGTH and method in (*_MULTISTEP.values(), "deis"):
         options.setdefault("lower_order_final", bool(config.get("lower_order_final", True)) and steps < SHORT_RUN)
     if source == "UniPCMultistepScheduler" and options.get("disable_corrector"):
-        options["disable_corrector"] = [i for i in options["disable_corrector"] if i < steps]
+        options["disable_corrector"] = [i for i in options["disable_corrector"] if i < schedule.nodes.steps]
+    if (
+        schedule.idle_end
+        and source in _LOWERING
+        and options.get("order", method_info(method).options.get("order")) == 2
+    ):
+        options["lower_order_final"] = False
     if source == "SASolverScheduler" and method == "sa" and not {"tau", "window"} & set(options):
         options["window"] = _sa_window(config, steps)
     return settings if options == settings.options else replace(settings, options=options)
