@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pathline.samplers.schedulers import (
     DDPMScheduler,
-    DEISScheduler,
     DPMSolverPPScheduler,
     GHVBScheduler,
     PathlineScheduler,
@@ -69,16 +68,11 @@ def test_states_handed_out_may_be_written_over(method: str) -> None:
     ("ours", "stock", "limit"),
     [
         (DPMSolverPPScheduler, "DPMSolverMultistepScheduler", 1e-6),
-        (DEISScheduler, "DEISMultistepScheduler", 1e-6),
         (UniPCScheduler, "UniPCMultistepScheduler", 3e-3),  # stock corrects the step of length zero too
     ],
 )
 def test_the_lowered_last_step_is_the_one_of_length_zero(ours: Any, stock: str, limit: float, steps: int) -> None:
-    if stock == "DEISMultistepScheduler":
-        settings: dict[str, Any] = {"use_karras_sigmas": True}
-    else:
-        settings = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
-    theirs = getattr(diffusers, stock)(**settings)
+    theirs = getattr(diffusers, stock)(use_karras_sigmas=True, final_sigmas_type="sigma_min")
     mine = ours.from_config(theirs.config)
     results = []
     for one in (theirs, mine):

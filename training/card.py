@@ -1,4 +1,4 @@
-"""What pathline.json says of a run."""
+"""What a run says of itself: on the screen as it begins, and in pathline.json."""
 
 from __future__ import annotations
 
@@ -35,3 +35,16 @@ def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mappin
         },
         "training": {**rest, "objective": task.config(), "options": options.to_dict()},
     }
+
+
+def opening_words(network: str, size: str, task: Task, data: ImageSet, rate: str) -> list[str]:
+    """Sentences for the beginning: what is trained on what, and what to know of it."""
+    words = [f"{network} with {size} on {len(data)} images of {data.name}: {task.title}, {rate}"]
+    if skipped := getattr(data, "skipped", ()):
+        words.append(f"{len(skipped)} files were skipped, they cannot be read: {', '.join(skipped[:10])}")
+    if task.stock() is None:
+        words.append(
+            f"no stock diffusers scheduler samples a network of {task.title}: the result opens with "
+            "pathline.training.load_pipeline only"
+        )
+    return words

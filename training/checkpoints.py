@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import damage, read_json, replace_folder, seal, write_json
+from .fingerprint import differences
 from .options import RUN_ONLY, TrainOptions
 
 STATE_FILE = "trainer_state.json"
@@ -38,6 +39,15 @@ def finish_checkpoint(temporary: Path, target: Path, state: Mapping[str, Any]) -
     write_json(temporary / STATE_FILE, state)
     seal(temporary)
     replace_folder(temporary, target)
+
+
+def newest_sound(output_dir: Path) -> Path | None:
+    """The newest checkpoint in a folder that is undamaged."""
+    return _newest_sound(list_checkpoints(output_dir))
+
+
+def _newest_sound(checkpoints: list[Path]) -> Path | None:
+    return next((path for path in reversed(checkpoints) if damage(path) is None), None)
 
 
 def remove_old(output_dir: Path, limit: int | None) -> None:
@@ -79,21 +89,23 @@ def _advice(damaged: Path) -> str:
     before = list_checkpoints(damaged.parent)
     if match:
         before = [path for path in before if int(path.name.split("-")[1]) < int(match[1])]
-    sound = next((path for path in reversed(before) if damage(path) is None), None)
+    sound = _newest_sound(before)
     if sound is None:
         return "there is no earlier sound one, so the run has to start again"
     return f"the one before it is sound: --resume_from_checkpoint {sound}"
 
 
-def read_state(checkpoint: Path, options: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Read a checkpoint's state, and check that it belongs to a run with these options and sizes.
+def read_state(
+    checkpoint: Path, options: Mapping[str, Any], sizes: Mapping[str, int], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read a checkpoint's state, and check that it belongs to a run with these options, sizes and data.
 
-    The number of steps may differ where the learning rate does not depend on it.
+    The number of steps may differ where the learning rate does not depend on it. `data` is a `fingerprint`.
 
     Raises
     ------
     ValueError
-        If an option that changes what is learned differs; all that differ are listed with both values.
+        If an option that changes what is learned, or the data, differs; all that differs is listed with both values.
     """
     state = read_json(checkpoint / STATE_FILE)
     before: dict[str, Any] = state["options"]
@@ -109,5 +121,10 @@ def read_state(checkpoint: Path, options: Mapping[str, Any], sizes: Mapping[str,
         raise ValueError(
             f"checkpoint {checkpoint} belongs to a run with other options: {'; '.join(different)}; use the same "
             "options, or another output_dir for a new run"
+        )
+    if "data" in state and (different := differences(state["data"], data)):
+        raise ValueError(
+            f"checkpoint {checkpoint} belongs to a run on other data: {'; '.join(different)}; use the same images, or "
+            "another output_dir for a new run"
         )
     return state

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .options import TrainOptions, check_types, option_fields, option_type, read_config
+from .options import TrainOptions, check_types, merge_options, option_fields, option_type, read_config
 
 CONTEXT_SETTINGS: dict[str, Any] = {"token_normalize_func": lambda token: token.replace("-", "_")}
 """Settings for the command that let `--train-batch-size` stand for `--train_batch_size`."""
@@ -34,10 +34,12 @@ def train(config: str | None = None, recipe: str | None = None, **values: Any) -
 
     try:
         chosen = read_config(config) if config is not None else {}
-        chosen.update(_from_command_line(values))
+        chosen = merge_options(chosen, _from_command_line(values))
         train_model(chosen) if recipe is None else train_recipe(recipe, chosen)
     except ValueError as error:
         _stop(str(error), 2)
+    except ConnectionError as error:
+        _stop(str(error), 1)
     except OSError as error:
         _stop(f"a file could not be read or written ({error}); checkpoints already there are whole", 1)
     except NonFiniteLossError as error:

@@ -48,7 +48,10 @@ class Configurable:
         for key in parameters:
             if key not in known:
                 raise unknown_name(f"parameter of {cls.kind} {name!r}", key, known or ["(none)"])
-        result: Self = member(**parameters)
+        try:
+            result: Self = member(**parameters)
+        except TypeError as error:  # a text or a list where a number is compared or calculated with
+            raise ValueError(f"{cls.kind} {name!r} cannot be made of {parameters}: {error}") from error
         return result
 
     @classmethod

@@ -93,10 +93,12 @@ def degradation_from_config(config: Mapping[str, Any]) -> Degradation:
     rest = dict(config)
     name, start, bridge = rest.pop("name"), rest.pop("start", False), rest.pop("bridge", False)
     kind = DEGRADATIONS[check_name("image_condition", name, DEGRADATIONS)]
-    known = [field.name for field in fields(kind)]
+    usual = {field.name: field.default for field in fields(kind)}
     for key, value in rest.items():
-        if key not in known:
-            raise unknown_name(f"parameter of {name!r}", key, known)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{key}={value!r} of {name!r} must be a number")
+        if key not in usual:
+            raise unknown_name(f"parameter of {name!r} (image_condition_config)", key, usual)
+        whole = isinstance(usual[key], int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            wanted = "a whole number" if whole else "a number"
+            raise ValueError(f"{key}={value!r} of {name!r} (image_condition_config) must be {wanted}")
     return Degradation(kind(**rest), bool(start), bool(bridge))

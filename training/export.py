@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,16 +125,6 @@ def _save_part(part: Any, folder: Path) -> None:
         item.chmod(0o644)  # safetensors makes private files; results are meant to be shared
         os.replace(item, folder / item.name)
     temporary.rmdir()
-
-
-def push_folder(folder: Path, repository: str | None, private_parts: Sequence[str] = ()) -> str:
-    """Upload a result folder to the hub, less hidden files and the parts named; returns the repository."""
-    from huggingface_hub import create_repo, upload_folder
-
-    name = create_repo(repository or folder.resolve().name, exist_ok=True).repo_id
-    ignored = [".*", *(f"{part}/**" for part in private_parts)]
-    upload_folder(repo_id=name, folder_path=folder, ignore_patterns=ignored)
-    return str(name)
 
 
 def load_pipeline(folder: str | os.PathLike[str], device: torch.device | str | None = None) -> LoadedPipeline:

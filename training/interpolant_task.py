@@ -18,11 +18,11 @@ from pathline.interpolants import (
     interpolant_by_name,
     list_latents,
 )
-from pathline.samplers import WrappedModel, list_adaptive
+from pathline.samplers import WrappedModel
 
 from .conventions import StockScheduler, choose_convention, stock_scheduler, wrap_network
 from .interpolant_losses import InterpolantObjective
-from .tasks import Samples, Task
+from .tasks import Samples, Task, flow_sampling
 
 TRAINED_INTERPOLANTS = (
     "one_sided_linear",
@@ -117,8 +117,7 @@ class InterpolantTask(Task):
         """On two sides Heun's method in equal steps of time by default: others may take the base for pure noise."""
         if self.takes_noise:
             return super().sampling(method, nfe)
-        given: dict[str, Any] = {"method": method or "heun", "nfe": nfe}
-        return given if method in list_adaptive() else {**given, "grid": "time"}
+        return flow_sampling(method, nfe)
 
     def stock(self) -> StockScheduler | None:
         """The scheduler of the path on which it is sampled."""

@@ -181,6 +181,16 @@ RUN_ONLY = frozenset(
 """Options that a resumed run may change, because they do not change what is learned."""
 
 
+_LENGTHS = ("max_train_steps", "num_epochs")
+"""Two ways to tell how long a run is: one at a time."""
+
+
+def merge_options(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of two sources, those of `over` first; a length given in `over` takes the place of any in `base`."""
+    replaced = _LENGTHS if any(over.get(name) is not None for name in _LENGTHS) else ()
+    return {**{name: value for name, value in base.items() if name not in replaced}, **over}
+
+
 def option_fields() -> dict[str, Field[Any]]:
     """Fields of `TrainOptions` by name."""
     return {item.name: item for item in fields(TrainOptions)}

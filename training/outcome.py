@@ -11,7 +11,10 @@ class TrainingInterruptedError(RuntimeError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss was NaN or infinite; its message names step, time and noise level. No weight was changed."""
+    """A loss, the gradient or a weight was NaN or infinite; its message names step, noise level and last checkpoint.
+
+    Weights that are not finite, or give such a loss, are not written.
+    """
 
 
 @dataclass(frozen=True)

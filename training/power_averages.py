@@ -139,10 +139,13 @@ class SnapshotWriter:
         about = {"run": self.run, "every": self.every, "network": self._config, "card": self._card}
         write_json(self.folder / RUN_FILE, about)
 
-    def after_step(self, step: int, last: bool, averages: PowerAverages) -> None:
-        """Write a snapshot if one is due."""
-        if last or step % self.every == 0:
-            averages.write(self.folder / f"step-{step:07d}.safetensors", {"run": self.run})
+    def due(self, step: int, last: bool) -> bool:
+        """Whether a snapshot is to be written after a step."""
+        return last or step % self.every == 0
+
+    def write(self, step: int, averages: PowerAverages) -> None:
+        """Write the snapshot of a step."""
+        averages.write(self.folder / f"step-{step:07d}.safetensors", {"run": self.run})
 
 
 class Reconstruction(NamedTuple):

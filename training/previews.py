@@ -63,7 +63,13 @@ def draw_preview(
 
 
 def save_preview(path: str | os.PathLike[str], images: Tensor, columns: int | None = None) -> None:
-    """Write images in [-1, 1], shape (B, C, H, W), as one PNG grid.
+    """Write images as one PNG grid; arguments as of `draw_sheet`."""
+    with replacing(path, "wb") as stream:
+        draw_sheet(images, columns).save(stream, format="PNG")
+
+
+def draw_sheet(images: Tensor, columns: int | None = None) -> Any:
+    """Images in [-1, 1], shape (B, C, H, W), as one grid, a PIL image.
 
     Images smaller than 64 pixels are enlarged one by one with smooth interpolation: at 8x8 the eye reads a
     digit only then.
@@ -83,5 +89,4 @@ def save_preview(path: str | os.PathLike[str], images: Tensor, columns: int | No
         rgb = np.repeat(array, 3, axis=2) if channels == 1 else array
         tile = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
         sheet.paste(tile, (_BORDER + index % columns * cell_x, _BORDER + index // columns * cell_y))
-    with replacing(path, "wb") as stream:
-        sheet.save(stream, format="PNG")
+    return sheet

@@ -9,10 +9,11 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -185,7 +186,9 @@ def read_cifar(folder: Path | None, split: str) -> RawImages:
 
 
 def _read_sheet(path: Path, side: int = 32) -> Tensor:
-    image = read_image(str(path), channels=3)
+    image = read_image(str(path))
+    if len(image) != 3:
+        raise ValueError(f"{path} must have 3 channels, got {len(image)}")
     if image.shape[2] != side * side:
         raise ValueError(f"{path} must be {side * side} pixels wide, one image per row, got {image.shape[2]}")
     return image.permute(1, 0, 2).reshape(-1, 3, side, side).contiguous()
@@ -210,8 +213,35 @@ def read_npz(path: Path) -> RawImages:
     return RawImages(images, numbers, [str(k) for k in range(int(numbers.max()) + 1)] if len(numbers) else ())
 
 
-def read_image(path: str, channels: int | None = None) -> Tensor:
-    """One image file as uint8 (C, H, W); grey stays one channel unless `channels` is 3.
+def pixels_of(image: Any) -> NDArray[np.uint8]:
+    """Pixels (H, W, C) of a PIL image: one channel if it is grey, else three; 16 bits are rounded to 8.
+
+    Raises
+    ------
+    ValueError
+        Pixels that are transparent, numbers beyond 16 bits, or fractions.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, of an unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65_535:
+            raise ValueError(f"its pixels lie in {wide.min()} to {wide.max()}, beyond 16 bits")
+        return ((wide + 128) // 257).astype(np.uint8)[..., None]
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA", "La")
+        image = image.convert("RGBA")
+        clear = int((np.asarray(image)[..., 3] < 255).sum())
+        if clear:
+            raise ValueError(f"it is transparent in {clear} pixels; put it on a background first")
+    else:
+        grey = image.mode in ("1", "L")
+    pixels = np.array(image.convert("L" if grey else "RGB"))
+    return pixels[..., None] if grey else pixels
+
+
+def read_image(path: str) -> Tensor:
+    """One image file as uint8 (C, H, W), one channel if it is grey, else three; see `pixels_of`.
 
     Raises
     ------
@@ -222,11 +252,10 @@ def read_image(path: str, channels: int | None = None) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "I", "I;16", "LA") if channels is None else channels == 1
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            pixels = pixels_of(image)
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"image {path} cannot be read: {error}") from error
-    return torch.from_numpy(pixels.copy() if pixels.ndim == 3 else pixels[..., None].copy()).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_folder(
@@ -263,11 +292,10 @@ def _folder_images(folder: Path, resolution: int | None, crop: bool, unreadable:
         if loose:
             raise ValueError(f"{loose[0]} lies beside class folders; every image must lie in one of {kinds[:5]}")
         targets = torch.tensor([kinds.index(f.parent.name) for f in files])
-    channels = read_image(str(files[0])).shape[0]
-    read = partial(_read_fitted, channels=channels, resolution=resolution, crop=crop)
+    read = partial(_read_fitted, resolution=resolution, crop=crop)
     first = read(str(files[0]))
     shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-    checked: Callable[[str], Tensor] = partial(_read_checked, read=read, shape=shape)
+    checked: Callable[[str], Tensor] = partial(_read_checked, read=read, shape=shape, first=str(files[0]))
     names = tuple(str(f) for f in files)
     if len(files) <= _IN_MEMORY and first.numel() * len(files) < 2**30:
         pixels = torch.stack([checked(name) for name in names])
@@ -283,12 +311,17 @@ def _can_be_read(path: str) -> bool:
     return True
 
 
-def _read_fitted(path: str, channels: int, resolution: int | None, crop: bool) -> Tensor:
-    return fit(read_image(path, channels)[None], resolution, crop, path)[0]
+def _read_fitted(path: str, resolution: int | None, crop: bool) -> Tensor:
+    return fit(read_image(path)[None], resolution, crop, path)[0]
 
 
-def _read_checked(path: str, read: Callable[[str], Tensor], shape: tuple[int, int, int]) -> Tensor:
+def _read_checked(path: str, read: Callable[[str], Tensor], shape: tuple[int, int, int], first: str) -> Tensor:
     image = read(path)
+    if len(image) != shape[0]:
+        kinds = {1: "grey (1 channel)", 3: "in colour (3 channels)"}
+        raise ValueError(
+            f"image {path} is {kinds[len(image)]}, the first, {first}, is {kinds[shape[0]]}; convert them to one kind"
+        )
     if tuple(image.shape) != shape:
         raise ValueError(
             f"image {path} is {tuple(image.shape)} (channels, height, width), the first is {shape}; use --resolution"
@@ -313,13 +346,27 @@ def read_hub(name: str, split: str) -> RawImages:
     label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
     if image is None:
         raise ValueError(f"data set {name!r} has no column 'image'; its columns are {columns}")
-    arrays = [np.asarray(row.convert("RGB" if row.mode not in ("1", "L") else "L")) for row in table[image]]
-    pixels = torch.from_numpy(np.stack([a if a.ndim == 3 else a[..., None] for a in arrays])).permute(0, 3, 1, 2)
+    pixels = _stacked(name, table[image])
     if label is None:
         return RawImages(pixels, None, ())
     numbers = torch.tensor(table[label], dtype=torch.int64)
     names = getattr(table.features[label], "names", None) or [str(k) for k in range(int(numbers.max()) + 1)]
     return RawImages(pixels, numbers, names)
+
+
+def _stacked(name: str, images: Sequence[Any]) -> Tensor:
+    arrays = []
+    for number, image in enumerate(images):
+        try:
+            arrays.append(pixels_of(image))
+        except ValueError as error:
+            raise ValueError(f"image {number} of data set {name!r} cannot be used: {error}") from error
+        if arrays[-1].shape != arrays[0].shape:
+            raise ValueError(
+                f"image {number} of data set {name!r} is {arrays[-1].shape} (height, width, channels), the first is "
+                f"{arrays[0].shape}"
+            )
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 _KNOWN: dict[str, Callable[[Path | None, str], RawImages]] = {

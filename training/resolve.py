@@ -26,8 +26,13 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
     """
     given = check_types({k: v for k, v in values.items() if v is not None}, "options")
     options = TrainOptions(**given)
+    if options.num_epochs is not None and options.max_train_steps is not None:
+        raise ValueError(
+            f"num_epochs={options.num_epochs} and max_train_steps={options.max_train_steps} both say how long to "
+            "train; give one of them"
+        )
     if options.reflow_from is not None:
-        _take_data_of(options)
+        _take_data_of(options, given)
     sources = [name for name in ("dataset_name", "train_data_dir", "latents") if getattr(options, name) is not None]
     if not sources:
         options.dataset_name = "digits"
@@ -37,7 +42,7 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
         raise unknown_name("objective", options.objective, OBJECTIVES)
     _apply_scheme(options)
     preset = {**GENERAL_PRESET, **DATA_PRESETS.get(options.dataset_name or "", {}), **OBJECTIVES[options.objective]}
-    if options.num_epochs is not None and options.max_train_steps is None:
+    if options.num_epochs is not None:
         preset.pop("max_train_steps")  # counted once the size of the data set is known
     # A preset of a part belongs to the part it names: another path does not get the parameters of this one.
     for part in ("path", "loss_weight", "time_density"):
@@ -58,6 +63,10 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
                 raise ValueError(f"{name}={getattr(options, name)!r} does not go with reflow_from: its pairs are fixed")
     _check_image_condition(options)
     coupling_by_name(options.coupling, **options.coupling_config)
+    if options.coupling_config.get("each_data") is False:
+        raise ValueError(
+            "coupling_config has each_data=False, but training needs one noise for each image: leave it out"
+        )
     if options.coupling == "independent" and options.coupling_batch is not None:
         raise ValueError(f"coupling_batch={options.coupling_batch} needs a coupling other than 'independent'")
     return options
@@ -114,13 +123,38 @@ def _check_latents(options: TrainOptions, sources: list[str]) -> None:
             raise ValueError(f"{name} is for images and does not go with latents")
 
 
-def _take_data_of(options: TrainOptions) -> None:
-    """Let a run on samples of another name the data of that one, where nothing else is said."""
+DATA_OPTIONS = ("dataset_name", "train_data_dir", "resolution", "center_crop", "split", *_LATENTS)
+"""Options that say what is learned of, and in which size."""
+
+
+def other_data(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """In words, the data options of `wanted` that are not those of a run before; both by name."""
+    defaults = TrainOptions().to_dict()
+    pairs = [(name, before.get(name, defaults[name]), wanted[name]) for name in DATA_OPTIONS if name in wanted]
+    return [
+        f"{name} {new!r} in place of {old!r}"
+        for name, old, new in pairs
+        if _as_place(name, old) != _as_place(name, new)
+    ]
+
+
+def _as_place(name: str, value: Any) -> Any:
+    return Path(value).resolve() if name in ("train_data_dir", "latents") and value is not None else value
+
+
+def _take_data_of(options: TrainOptions, given: Mapping[str, Any]) -> None:
+    """Let a run on samples of another name the data of that one, which it shares."""
     place = Path(str(options.reflow_from)) / "pathline.json"
-    if options.dataset_name is None and options.train_data_dir is None and place.is_file():
-        before = read_json(place)["training"]["options"]
-        for name in ("dataset_name", "train_data_dir", "resolution", "center_crop", "split", *_LATENTS):
-            setattr(options, name, before.get(name, getattr(options, name)))
+    if not place.is_file():
+        return
+    before = read_json(place)["training"]["options"]
+    if different := other_data(before, given):
+        raise ValueError(
+            f"reflow_from {options.reflow_from} was trained on other data than asked for: {'; '.join(different)}; "
+            "leave these options out, samples of that model are all that is learned of"
+        )
+    for name in DATA_OPTIONS:
+        setattr(options, name, before.get(name, getattr(options, name)))
 
 
 def _apply_scheme(options: TrainOptions) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from .options import TrainOptions
 LOG_FILE = "log.jsonl"
 LEVELS = 5
 _RECENT = 50
+_PICTURES: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
+"""Trackers of accelerate that take arrays (N, H, W, C), with what each must be told."""
 
 
 class Progress:
@@ -91,9 +94,9 @@ class RunLog:
         self._notes.update(values)
 
     def note_levels(self, losses: Tensor, times: Tensor) -> None:
-        """Add per-sample losses to the means over five equal intervals of time."""
-        place = (times.cpu() * LEVELS).long().clamp(0, LEVELS - 1)
-        self._level_sum.index_add_(0, place, losses.detach().double().cpu())
+        """Add losses of samples to the means over five equal intervals of time; float64 (B,), on the CPU."""
+        place = (times * LEVELS).long().clamp(0, LEVELS - 1)
+        self._level_sum.index_add_(0, place, losses)
         self._level_count.index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
 
     def write(self, step: int, rate: float, images: int) -> None:
@@ -116,10 +119,19 @@ class RunLog:
             with open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         if self.tracked:
-            self.accelerator.log({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
+            seen = [k for k in range(LEVELS) if float(sums[LEVELS + k]) > 0]
+            scalars = {key: value for key, value in line.items() if isinstance(value, float)}
+            self.accelerator.log({**scalars, **{f"loss/level-{k}": levels[k] for k in seen}}, step=step)
         self._since, self._clock = [], now
         self._level_sum.zero_()
         self._level_count.zero_()
+
+    def show(self, step: int, sheet: Any) -> None:
+        """Send a picture (PIL, RGB) to the trackers that take pictures; on the main process."""
+        pixels = np.asarray(sheet)[None]
+        for tracker in self.accelerator.trackers if self.tracked else ():
+            if tracker.name in _PICTURES:
+                tracker.log_images({"preview": pixels}, step=step, **_PICTURES[tracker.name])
 
     @contextmanager
     def progress(self, options: TrainOptions, first: int) -> Iterator[Progress]:

@@ -62,10 +62,15 @@ def make_task(options: TrainOptions) -> Task:
     Raises
     ------
     ValueError
-        If parts are unknown or do not fit each other.
+        If parts are unknown, do not fit each other, or have a parameter of a wrong type.
     """
     makers = {"interpolant": _interpolant_task, "bridge": _bridge_task}
-    return makers.get(options.objective, _gaussian_task)(options)
+    try:
+        return makers.get(options.objective, _gaussian_task)(options)
+    except TypeError as error:  # a text or a list where a number is compared or calculated with
+        names = ("path_config", "loss_weight_config", "time_density_config")
+        given = ", ".join(f"{name} {getattr(options, name)}" for name in names if getattr(options, name))
+        raise ValueError(f"a parameter has a wrong type ({error}) in {given}") from error
 
 
 def _gaussian_task(options: TrainOptions) -> Task:
@@ -84,7 +89,8 @@ def _gaussian_task(options: TrainOptions) -> Task:
     preconditioned = options.objective == "edm" and objective.prediction == "data" and options.path == "edm"
     convention = choose_convention(path, objective.prediction, preconditioned)
     schedule = _adaptive_schedule(options, path) if adaptive else None
-    return GaussianTask(objective, convention, options.sigma_data, options.direction_weight, schedule)
+    settings = (options.sigma_data, options.direction_weight, schedule, options.image_start)
+    return GaussianTask(objective, convention, *settings)
 
 
 def _adaptive_schedule(options: TrainOptions, path: GaussianPath) -> AdaptiveSchedule:
@@ -160,6 +166,7 @@ def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
     if restored is not None:
         extra = degradation_from_config(restored).extra_channels(data.shape[0])
         config |= {"in_channels": data.shape[0] + extra, "out_channels": data.shape[0]}
+    _check_sizes(options.network_config, config, data)
     config.update(options.network_config)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
@@ -170,6 +177,16 @@ def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
     if options.init_from is not None:
         _copy_weights(options.init_from, network)
     return network
+
+
+def _check_sizes(given: Mapping[str, Any], needed: Mapping[str, Any], data: ImageSet) -> None:
+    """Refuse settings of the network that do not fit the images."""
+    for key in ("in_channels", "out_channels", "sample_size"):
+        if key in given and given[key] != needed[key]:
+            raise ValueError(
+                f"network_config has {key}={given[key]!r}, but images of {data.name} are {tuple(data.shape)} "
+                f"(channels, height, width): it must be {needed[key]}, or left out"
+            )
 
 
 def _copy_weights(source: str, network: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pathline.interpolants import GaussianPath
-from pathline.samplers import WrappedModel
+from pathline.samplers import WrappedModel, list_adaptive
 
 from .adaptive_density import AdaptiveSchedule
 from .conventions import StockScheduler, stock_scheduler, wrap_network
@@ -130,6 +130,15 @@ class Task(ABC):
             raise ValueError(f"a checkpoint holds a state, {sorted(state)}, that this run has no use for")
 
 
+def flow_sampling(method: str | None, nfe: int) -> dict[str, Any]:
+    """Arguments of `sample` for a flow that does not start at noise: equal steps of time, by default Heun's.
+
+    Other defaults may take the start for a standard normal, such as those with an analytic first step.
+    """
+    given: dict[str, Any] = {"method": method or ("heun" if nfe > 1 else "euler"), "nfe": nfe}
+    return given if method in list_adaptive() else {**given, "grid": "time"}
+
+
 class GaussianTask(Task):
     """Regression on a Gaussian path.
 
@@ -144,6 +153,9 @@ class GaussianTask(Task):
         Share of the direction of the velocity; see `loss_with_direction`.
     schedule : AdaptiveSchedule, optional
         Takes the place of the objective's time density, and follows the losses.
+    image_start : bool
+        Whether the flow starts at an image, not at noise: then it is followed, and nothing may be concluded from the
+        path about the law of its states.
 
     Raises
     ------
@@ -158,9 +170,11 @@ class GaussianTask(Task):
         sigma_data: float = 0.5,
         direction_weight: float = 0.0,
         schedule: AdaptiveSchedule | None = None,
+        image_start: bool = False,
     ) -> None:
         self._convention, self._sigma_data, self._direction = convention, sigma_data, direction_weight
         self._schedule = schedule
+        self._image_start, self.takes_noise = image_start, not image_start
         self.objective = objective if schedule is None else schedule.applied_to(objective)
         self.adapts = schedule is not None
         self.path: GaussianPath = objective.path
@@ -197,6 +211,10 @@ class GaussianTask(Task):
             f"signal {float(path.signal(t)):.4g}, noise {float(path.noise(t)):.4g}, "
             f"log-SNR {2 * float(path.lam(t)):.3g}"
         )
+
+    def sampling(self, method: str | None, nfe: int) -> dict[str, Any]:
+        """From an image `flow_sampling`; from noise any method of `sample`."""
+        return flow_sampling(method, nfe) if self._image_start else super().sampling(method, nfe)
 
     def card(self) -> dict[str, Any]:
         """Path, prediction and convention."""

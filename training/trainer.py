@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pathline.samplers import NonFiniteError
+
 from .batches import BatchPlan
-from .card import run_card
+from .card import opening_words, run_card
 from .checkpoints import (
     checkpoint_folder,
     find_checkpoint,
@@ -23,15 +26,17 @@ from .checkpoints import (
     temporary_folder,
 )
 from .data import Batch, fetch_batches
-from .export import export_pipeline, push_folder
+from .export import export_pipeline
 from .files import write_json
+from .fingerprint import fingerprint
+from .hub import push_folder, reserve_repository
 from .interrupts import StopRequest, stop_request
 from .networks import LabelledNetwork, label_count
-from .options import TrainOptions
-from .outcome import NonFiniteLossError, TrainingInterruptedError, TrainResult
+from .options import TrainOptions, merge_options
+from .outcome import TrainingInterruptedError, TrainResult
 from .plots import gradient_by_time, write_plots
 from .power_averages import SNAPSHOTS, PowerAverages, SnapshotWriter
-from .previews import check_preview, draw_preview, save_preview
+from .previews import check_preview, draw_preview, draw_sheet, save_preview
 from .reflow import PAIRS, PairSet
 from .resolve import resolve_options
 from .run_log import RunLog
@@ -45,9 +50,12 @@ from .setup import (
     make_optimizer,
     make_task,
 )
+from .soundness import SoundnessCheck
+from .tasks import Samples
 from .tensor_files import written_or_removed
 
 SNAPSHOTS_OF_A_RUN = 32
+_TRIED = 16
 
 
 def train_model(options: TrainOptions | Mapping[str, Any] | None = None, **overrides: Any) -> TrainResult:
@@ -63,14 +71,14 @@ def train_model(options: TrainOptions | Mapping[str, Any] | None = None, **overr
     Raises
     ------
     ValueError
-        Before any work, if an option, the data or a checkpoint does not fit; it says what is allowed.
+        Before any work, if an option, the data, a checkpoint or the hub does not fit; it says what is allowed.
     TrainingInterruptedError
         After Ctrl-C or SIGTERM, when a checkpoint has been written.
     NonFiniteLossError
-        If a loss is NaN or infinite.
+        If a loss, the gradient or a weight is NaN or infinite.
     """
     base = options.to_dict() if isinstance(options, TrainOptions) else dict(options or {})
-    return Trainer(resolve_options({**base, **overrides})).run()
+    return Trainer(resolve_options(merge_options(base, overrides))).run()
 
 
 class Trainer:
@@ -79,13 +87,13 @@ class Trainer:
     Parameters
     ----------
     options : TrainOptions
-        Resolved.
+        Resolved; they are not changed.
     """
 
     def __init__(self, options: TrainOptions) -> None:
         from accelerate import Accelerator
 
-        self.options = options
+        self.options = options = replace(options)
         self.folder = Path(options.output_dir)
         self.task = make_task(options)
         self.task.times(torch.tensor([0.5], dtype=torch.float64))  # refuses an unsuitable density now
@@ -116,6 +124,11 @@ class Trainer:
         self.bare_network: nn.Module = self.accelerator.unwrap_model(self.network)
         self.model = self._model_of(self.network)
         self.step = 0
+        self.snapshots: SnapshotWriter | None = None
+        self.repository: str | None = None
+        scaled = options.mixed_precision == "fp16"
+        self.sound = SoundnessCheck(self.task, self.folder, scaled)
+        self.fingerprint = fingerprint(self.data, look=not isinstance(self.data, PairSet))  # pairs are drawn later
         self.log = RunLog(self.folder, self.accelerator, bool(trackers))
 
     def _plan_batches(self) -> None:
@@ -131,6 +144,7 @@ class Trainer:
         if options.max_train_steps is None:
             assert options.num_epochs is not None
             options.max_train_steps = options.num_epochs * math.ceil(len(self.data) / self.plan.global_batch)
+            options.num_epochs = None  # config.json says one of the two, and can be given again
 
     def _model_of(self, network: nn.Module) -> Any:
         labels = label_count(self.accelerator.unwrap_model(network))
@@ -142,8 +156,14 @@ class Trainer:
         assert self.options.max_train_steps is not None
         began = time.monotonic()
         self._prepare_folder()
+        if self.options.push_to_hub and self.accelerator.is_main_process:
+            self.repository = reserve_repository(self.folder, self.options.hub_model_id)
         self._resume()
-        self._say_what()
+        weights = sum(parameter.numel() for parameter in self.bare_network.parameters())
+        size = f"{weights / 1e6:.2f} M weights"
+        rate = f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
+        for sentence in opening_words(self.options.network, size, self.task, self.data, rate):
+            self.log.say(sentence)
         if isinstance(self.data, PairSet):
             self._draw_pairs(self.data)
         with stop_request() as request, self.log.progress(self.options, self.step) as bar:
@@ -171,7 +191,7 @@ class Trainer:
     def _resume(self) -> None:
         if self.options.resume_from_checkpoint is not None:
             checkpoint = find_checkpoint(self.folder, self.options.resume_from_checkpoint)
-            state = read_state(checkpoint, self.options.to_dict(), self._sizes())
+            state = read_state(checkpoint, self.options.to_dict(), self._sizes(), self.fingerprint)
             self.accelerator.load_state(str(checkpoint))
             if self.average is not None:
                 self.average.load(checkpoint)
@@ -189,7 +209,6 @@ class Trainer:
 
     def _start_snapshots(self) -> None:
         options = self.options
-        self.snapshots = None
         if isinstance(self.average, PowerAverages) and self.accelerator.is_main_process:
             assert options.max_train_steps is not None
             every = options.ema_snapshot_steps or max(1, options.max_train_steps // SNAPSHOTS_OF_A_RUN)
@@ -199,21 +218,6 @@ class Trainer:
     def _sizes(self) -> dict[str, int]:
         """What a checkpoint must have in common with the run that goes on from it, besides the options."""
         return {"images per optimiser step": self.plan.global_batch, "images in the data set": len(self.data)}
-
-    def _say_what(self) -> None:
-        weights = sum(parameter.numel() for parameter in self.bare_network.parameters())
-        self.log.say(
-            f"{self.options.network} with {weights / 1e6:.2f} M weights on {len(self.data)} images of "
-            f"{self.data.name}: {self.task.title}, "
-            f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
-        )
-        if skipped := getattr(self.data, "skipped", ()):
-            self.log.say(f"{len(skipped)} files were skipped, they cannot be read: {', '.join(skipped[:10])}")
-        if self.task.stock() is None:
-            self.log.say(
-                f"no stock diffusers scheduler samples a network of {self.task.title}: the result opens with "
-                "pathline.training.load_pipeline only"
-            )
 
     def _steps(self) -> Iterator[list[tuple[Tensor, Batch]]]:
         """Micro-batches of this process, step by step, with their places in the global batch."""
@@ -227,20 +231,16 @@ class Trainer:
 
     def _optimise(self, batches: list[tuple[Tensor, Batch]]) -> float:
         """One optimiser step; the mean loss of this process."""
-        total, seen = 0.0, []
+        total, seen = math.nan, []
         for places, batch in batches:
             with self.accelerator.accumulate(self.network):
                 losses, times = self._losses(places, batch)
-                self._refuse_non_finite(losses, times)
                 seen.append((times, losses.detach()))
-                total += float(losses.detach().mean()) / len(batches)
                 self.accelerator.backward(losses.mean())
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm)
-                    self.log.note(grad_norm=norm)
+                    total = self._inspect(seen)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-                self.log.note_levels(losses, times)
         self.lr_schedule.step()
         if self.task.adapts:
             self._learn_from(seen)
@@ -248,6 +248,20 @@ class Trainer:
             self.average.update(self.bare_network)
             self.log.note(ema_decay=self.average.decay)
         return total
+
+    def _inspect(self, seen: list[tuple[Tensor, Tensor]]) -> float:
+        """Clip the gradient of a whole step, refuse it if it is not finite, note what is told; the mean loss."""
+        norm: Any = self.accelerator.clip_grad_norm_(self.network.parameters(), self.options.max_grad_norm)
+        told = [losses.double() for _, losses in seen] + [
+            torch.as_tensor(norm).double().reshape(1).to(seen[0][1].device)
+        ]
+        *losses, size = torch.cat(told).cpu().split([len(part) for part in told])  # one wait for the device
+        values, times, length = torch.cat(losses), torch.cat([times for times, _ in seen]).cpu(), float(size)
+        self.sound.before_step(self.step + 1, values, times, length)
+        if math.isfinite(length):  # a scaler's overflow is no norm
+            self.log.note(grad_norm=length)
+        self.log.note_levels(values, times)
+        return float(values.mean())
 
     def _losses(self, places: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each sample, and its time; everything random is keyed by (seed, step, place)."""
@@ -261,31 +275,25 @@ class Trainer:
         order = times.argsort()
         self.task.learn(times[order], losses[order])
 
-    def _refuse_non_finite(self, losses: Tensor, times: Tensor) -> None:
-        losses = losses.detach()
-        bad = ~torch.isfinite(losses)
-        if not bool(bad.any()):
-            return
-        worst = int(bad.nonzero()[0])
-        t = float(times[worst])
-        saved = list_checkpoints(self.folder)
-        raise NonFiniteLossError(
-            f"loss is {float(losses[worst])} at optimiser step {self.step + 1}, at time {t:.4f} "
-            f"({self.task.level(t)}), for {int(bad.sum())} of {len(losses)} samples; the weights were left "
-            f"as they were. Try a lower learning rate; the last checkpoint is {saved[-1] if saved else 'none'}"
-        )
-
     def _after_step(self, request: StopRequest) -> None:
         options, step = self.options, self.step
         assert options.max_train_steps is not None
         last = step == options.max_train_steps
         if step % options.logging_steps == 0 or last:
             self.log.write(step, float(self.lr_schedule.get_last_lr()[0]), self.plan.global_batch)
-        if self.snapshots is not None:
-            assert isinstance(self.average, PowerAverages)
-            self.snapshots.after_step(step, last, self.average)
         stop = self._agreed(request.asked) and not last
-        if step % options.checkpointing_steps == 0 or last or stop:
+        saves = step % options.checkpointing_steps == 0 or last or stop
+        draws = options.preview_images > 0 and (
+            last or bool(options.preview_steps and step % options.preview_steps == 0)
+        )
+        snapshot = self.snapshots is not None and self.snapshots.due(step, last)
+        if saves or draws or snapshot:
+            model = self._model_of(self.bare_network)
+            self.sound.before_writing(step, self.bare_network, model, self._some_samples(step - 1, _TRIED))
+        if self.snapshots is not None and snapshot:
+            assert isinstance(self.average, PowerAverages)
+            self.snapshots.write(step, self.average)
+        if saves:
             self.save_checkpoint()
         if stop:
             self.accelerator.end_training()
@@ -293,7 +301,7 @@ class Trainer:
                 f"stopped after step {step} of {options.max_train_steps}; go on with --resume_from_checkpoint latest "
                 f"(saved in {checkpoint_folder(self.folder, step)})"
             )
-        if options.preview_images and (last or (options.preview_steps and step % options.preview_steps == 0)):
+        if draws:
             self._preview()
 
     def _agreed(self, asked: bool) -> bool:
@@ -316,6 +324,7 @@ class Trainer:
                 state = {
                     "step": self.step,
                     "sizes": self._sizes(),
+                    "data": self.fingerprint,
                     "lr_schedule": self.lr_schedule.state_dict(),
                     "task": self.task.state_dict(),
                     "options": self.options.to_dict(),
@@ -332,16 +341,24 @@ class Trainer:
         restored = None
         if options.image_condition is not None:
             restored = self.samples.preview(self.data, options.preview_images, device)
-        with self._final_weights():
-            model = self._model_of(self.bare_network)
-            images = draw_preview(self.task, model, options, self.data.shape, self.labels, device, restored)
+        try:
+            with self._final_weights():
+                model = self._model_of(self.bare_network)
+                images = draw_preview(self.task, model, options, self.data.shape, self.labels, device, restored)
+        except NonFiniteError as error:  # the loss is finite, so training may well go on
+            self.log.say(f"no preview of step {self.step}: {error}")
+            return
         save_preview(self.folder / "previews" / f"step-{self.step:06d}.png", images)
+        self.log.show(self.step, draw_sheet(images))
+
+    def _some_samples(self, step: int, most: int) -> Samples:
+        """The first samples of the batch of a step, on any process the same."""
+        places = torch.arange(min(most, self.plan.global_batch))
+        batch = self.data.__getitems__(self.plan.indices(step, places))
+        return self.samples(step, places, batch, self.accelerator.device)
 
     def _plot(self) -> None:
-        options, device = self.options, self.accelerator.device
-        places = torch.arange(min(options.train_batch_size or 1, self.plan.global_batch))
-        batch = self.data.__getitems__(self.plan.indices(self.step, places))
-        made = self.samples(self.step, places, batch, device)
+        made = self._some_samples(self.step, self.options.train_batch_size or 1)
         norms = gradient_by_time(self.task, self._model_of(self.bare_network), self.bare_network, made)
         if (problem := write_plots(self.folder, norms)) is not None:
             self.log.say(problem)
@@ -355,18 +372,15 @@ class Trainer:
         options = self.options
         if self.accelerator.is_main_process:
             with self._final_weights():
+                self.sound.check_weights(self.step, self.bare_network)
                 name = export_pipeline(self.bare_network, self.folder, self.card())
             if options.plots:
                 self._plot()
             self.log.say(f"saved {self.folder} ({name or 'network only'})")
-            if options.push_to_hub:
-                push_folder(
-                    self.folder,
-                    options.hub_model_id,
-                    private_parts=["checkpoint-*", f"{options.logging_dir}", SNAPSHOTS],
-                )
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.repository is not None:
+            push_folder(self.folder, self.repository, ["checkpoint-*", options.logging_dir, SNAPSHOTS])
 
     def card(self) -> dict[str, Any]:
         """Content of pathline.json: what was trained, on what, and how."""

@@ -200,6 +200,9 @@ class SigmoidWeight(LossWeight):
     name: ClassVar[str] = "sigmoid"
     needs_level_density: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        _check_finite("bias", self.bias)
+
     def _on_noise_error(self, point: PathPoint, level_density: Tensor | None) -> Tensor:
         return (self.bias - 2 * point.lam).sigmoid() / _required(level_density, self)
 
@@ -220,8 +223,7 @@ class EDMMonotonic(LossWeight):
     needs_level_density: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.mean, int | float) and math.isfinite(self.mean)):
-            raise ValueError(f"mean of a loss weight must be a finite number, got {self.mean!r}")
+        _check_finite("mean", self.mean)
         _check_above_zero("std", self.std)
         _check_above_zero("sigma_data", self.sigma_data)
 
@@ -301,6 +303,11 @@ def _required(level_density: Tensor | None, weight: LossWeight) -> Tensor:
             "log-SNR under the training times"
         )
     return level_density
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError(f"{name} of a loss weight must be a finite number, got {value!r}")
 
 
 def _check_above_zero(name: str, value: Any) -> None:

@@ -17,8 +17,10 @@ from pathline.interpolants import unknown_name
 
 from ..checkpoints import list_checkpoints
 from ..export import CARD_FILE
-from ..options import check_types
+from ..files import read_json
+from ..options import check_types, merge_options
 from ..outcome import TrainResult
+from ..resolve import other_data, resolve_options
 from ..trainer import train_model
 
 _OF_THE_DATA = (
@@ -94,16 +96,31 @@ def train_recipe(name: str, options: Mapping[str, Any] | None = None) -> TrainRe
 
     Raises
     ------
-    ValueError, TrainingInterruptedError, NonFiniteLossError
+    ValueError
+        As `train_model` does, or if the model in `first` was trained on other data than asked for.
+    TrainingInterruptedError, NonFiniteLossError
         As `train_model` does.
     """
     recipe, given = read_recipe(name), dict(options or {})
-    chosen = {"output_dir": f"out/{name}", **recipe.options, **given}
+    chosen = merge_options({"output_dir": f"out/{name}", **recipe.options}, given)
     if recipe.first is not None:
         place = Path(chosen["output_dir"]) / "first"
-        if not (place / CARD_FILE).is_file():
-            shared: dict[str, Any] = {key: given[key] for key in _OF_THE_DATA if key in given}
+        shared: dict[str, Any] = {key: given[key] for key in _OF_THE_DATA if key in given}
+        if (place / CARD_FILE).is_file():
+            _check_data(place, recipe.first, shared)
+        else:
             unfinished = "latest" if list_checkpoints(place) else None
             train_recipe(recipe.first, {**shared, "output_dir": str(place), "resume_from_checkpoint": unfinished})
         chosen = {"reflow_from": str(place), "init_from": str(place), **chosen}
     return train_model(chosen)
+
+
+def _check_data(place: Path, first: str, shared: Mapping[str, Any]) -> None:
+    """Refuse a model to build on that was trained on other data than this run's options say."""
+    before = read_json(place / CARD_FILE)["training"]["options"]
+    wanted = resolve_options(merge_options(read_recipe(first).options, shared))
+    if different := other_data(before, wanted.to_dict()):
+        raise ValueError(
+            f"the model in {place} was trained on other data than asked for: {'; '.join(different)}; use the same "
+            "data, or another output_dir"
+        )
