@@ -96,7 +96,8 @@ def picture(folders: Mapping[str, Path], target: Path) -> None:
         sheet.paste(image, (0, top + _TITLE))
         top += image.height + _TITLE
     with replacing(target, "wb") as stream:
-        sheet.resize((sheet.width // 2, sheet.height // 2)).save(stream, format="PNG", optimize=True)
+        small = sheet.resize((sheet.width // 2, sheet.height // 2)).quantize(64)  # a third of the bytes
+        small.save(stream, format="PNG", optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
