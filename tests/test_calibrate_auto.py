@@ -125,6 +125,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "GRIDS", ("karras",))
 
 
+@pytest.mark.slow
 def test_the_mean_travels_in_the_table_unless_each_condition_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     few_candidates(monkeypatch)
     monkeypatch.setattr(fitters, "_GROUPS", (1,))
@@ -163,6 +164,7 @@ class _StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_choice_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_candidates(monkeypatch)
     path, x = LinearPath(), starts(LinearPath(), 12, 4)

@@ -124,6 +124,7 @@ def test_statistics_of_a_mixture_are_those_of_quadrature() -> None:
         assert float(np.abs(exact[inner]).max()) > 5 * allowed, name  # the comparison says something
 
 
+@pytest.mark.slow
 def test_published_statistics_are_recovered() -> None:
     """Those of the goldens, from other noises: within the scatter between two halves of ours."""
     path = VPPath()

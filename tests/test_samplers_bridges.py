@@ -116,6 +116,7 @@ def test_variance_converges_to_that_of_the_bridge(name: str, options: dict[str, 
     assert order - 0.35 < slope < order + 0.5  # the jump off the source costs a logarithm
 
 
+@pytest.mark.slow
 def test_hybrid_sampler_with_churn_keeps_the_law() -> None:
     bridge = DiffusionBridge(VPPath(0.1, 2.1))
     spread = 0.3

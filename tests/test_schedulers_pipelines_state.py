@@ -154,6 +154,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 def test_saved_pipelines_run_the_same_in_a_fresh_process(tmp_path: Path) -> None:
     names, expected = ("sd", "flux"), {}
     for name in names:
