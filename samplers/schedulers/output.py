@@ -96,7 +96,7 @@ class FromRegister(Pending):
     __slots__ = ("_register", "_scale")
 
     def __init__(self, dtype: torch.dtype, register: Tensor, scale: float) -> None:
-        super().__init__(dtype)
+        self._dtype, self._found = dtype, None  # one is made in every step: no call more than needed
         self._register, self._scale = register, scale
 
     def _compute(self) -> Tensor:
