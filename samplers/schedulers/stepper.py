@@ -152,10 +152,7 @@ class Stepper:
         call = self.begin(output, sample)
         if self._fused is not None:
             return self.end(call, *self._execute_fused(call, output, generator))
-        data, state = self.execute(call, output, generator), self.values[call.returns]
-        if state.dtype != output.dtype:
-            state, data = self.rounded(call, data, output.dtype)
-        return self.end(call, state, data)
+        return self.end(call, *self.rounded(call, self.execute(call, output, generator), output.dtype))
 
     def begin(self, output: Tensor, sample: Tensor) -> Call:
         """Take over what the pipeline made of the state; returns the call that is due."""
@@ -233,11 +230,7 @@ class Stepper:
     def _store(self, call: Call, query: Tensor, raw: Tensor, output: Tensor) -> None:
         """Keep the output value of a call."""
         room = None if self._memory is None else self._memory.take(query)
-        on_query, on_output = call.convert
-        if room is None and on_query == 1.0:  # what most methods of data predictions keep
-            stored = torch.add(query, raw, alpha=on_output)
-        else:
-            stored = affine(query, raw, on_query, on_output, out=room)
+        stored = affine(query, raw, *call.convert, out=room)
         if stored is output:  # a compiled network may write its next output over this one
             stored = output.clone() if room is None else room.copy_(output)
         self.values[call.output] = stored
