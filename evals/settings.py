@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -178,6 +179,8 @@ class SweepSettings:
                 raise unknown_name("runner", runner, RUNNERS)
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.guidance is not None and not (isinstance(self.guidance, (int, float)) and math.isfinite(self.guidance)):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance!r}")
         if self.guidance is not None and "scheduler" in self.runners:
             raise ValueError("guidance is applied by the runner 'sample' only; leave out the runner 'scheduler'")
 

@@ -107,6 +107,8 @@ def _check_levels(table: Table, path: GaussianPath) -> None:
 def _scale(guidance: Any) -> float | str | None:
     if guidance is None:
         return None
+    if (summary := getattr(guidance, "summary", None)) is not None:
+        return str(summary)
     scale = getattr(guidance, "scale", None)
     return float(scale) if isinstance(scale, (int, float)) else type(guidance).__name__
 

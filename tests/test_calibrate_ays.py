@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from pathline.evals.testbeds import make_bed
 from pathline.interpolants import Gaussian, VPPath
 from pathline.samplers import plan
+from pathline.samplers.calibrate import ays
 from pathline.samplers.calibrate.ays import Aligned, align_steps
 from pathline.samplers.calibrate.row_fits import mean_error
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states
@@ -74,8 +76,19 @@ def test_levels_lower_the_error_of_first_order_steps() -> None:
 def test_an_interrupted_estimate_goes_on(tmp_path: Path) -> None:
     file, x = tmp_path / "ays.npz", starts(PATH, 12)
 
+    made = 0
+
     def run(budget: int | None, checkpoint: Path | None) -> Aligned:
-        given = bed_problem(PATH, 12, budget=budget)
+        nonlocal made
+        whole = bed_problem(PATH, 12)
+        made = 0
+
+        def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            nonlocal made
+            made += len(x)
+            return whole.model(x, t)
+
+        given = replace(whole, model=model, budget=budget)
         return align_steps(given, x, 3, method="ddim", levels=20, chunk=3, checkpoint=checkpoint)
 
     whole = run(None, None)
@@ -85,12 +98,21 @@ def test_an_interrupted_estimate_goes_on(tmp_path: Path) -> None:
     rest = run(None, file)
     assert math.isclose(rest.bound, whole.bound, rel_tol=1e-12)
     assert (rest.holdout_error, rest.table.rows) == (whole.holdout_error, whole.table.rows)
-    assert rest.calls < whole.calls - 400
+    assert rest.calls == whole.calls
+    assert made < whole.calls - 400
     with pytest.raises(ValueError, match="belongs to other starts"):
         align_steps(bed_problem(PATH, 12), x, 3, levels=20, seed=5, checkpoint=file)
     file.write_bytes(b"broken")
     with pytest.raises(ValueError, match="cannot be read"):
         run(None, file)
+
+
+def test_a_base_that_is_kept_says_what_it_was_judged_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ays, "shortest_path", lambda costs, steps: (*range(steps), len(costs) - 1))  # of no use
+    found = align_steps(bed_problem(PATH, 12), starts(PATH, 12), 3, method="ddim", levels=20)
+    assert found.holdout_error == found.base_error
+    assert found.table.provenance["path"] == repr(PATH)
+    assert any("did not beat the base" in note for note in found.table.provenance["notes"])
 
 
 def test_bad_input_is_refused_before_any_call() -> None:

@@ -176,12 +176,49 @@ def test_without_rounds_or_gain_the_base_is_returned(vp: tuple[Problem, Tensor, 
     base = Student.make(given, 5, "ipndm", {"order": 2}, "karras").table
     for settings in ({"rounds": 0}, {"parts": ()}):
         kept = train_rows(given, x, 5, grids=("karras",), reference=reference, **settings)  # type: ignore[arg-type]
-        assert kept.table == base
+        assert kept.table.released() == base
+        assert kept.table.provenance["name"] == "gs"
         assert kept.holdout_error == kept.base_error
     exact = replace(reference, states=torch.cat([reference.states[:-1], given.run(base, x)[None]]))
     kept = train_rows(given, x, 5, grids=("karras",), rounds=1, reference=exact)
-    assert kept.table == base
+    assert kept.table.released() == base
+    assert kept.table.provenance["path"] == repr(given.path)
     assert any("the base is kept" in note for note in kept.notes)
+
+
+def test_an_interrupted_descent_goes_on_with_the_same_result(
+    vp: tuple[Problem, Tensor, Reference], tmp_path: Path
+) -> None:
+    given, x, reference = vp
+    made, file = 0, tmp_path / "state.pt"
+
+    def trained(most: float, state: Path | None, seed: int = 0) -> Trained:
+        def model(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+            nonlocal made
+            made += len(x)
+            if made > most:
+                raise KeyboardInterrupt
+            return given.model(x, t, **kwargs)
+
+        own = replace(given, model=model, _meter=type(given._meter)())
+        return train_rows(
+            own, x, 4, grids=("karras",), radius=0.5, rounds=4, seed=seed, state=state,
+            reference=replace(reference, problem=own),
+        )  # fmt: skip
+
+    whole = trained(math.inf, None)
+    entire, made = made, 0
+    with pytest.raises(KeyboardInterrupt):
+        trained(0.8 * entire, file)
+    made = 0
+    again = trained(math.inf, file)
+    assert made < 0.6 * entire
+    assert (again.table, again.course, again.calls) == (whole.table, whole.course, whole.calls)
+    with pytest.raises(ValueError, match="belongs to a descent of other starts, settings"):
+        trained(math.inf, file, seed=1)
+    file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="not a readable state"):
+        trained(math.inf, file)
 
 
 def test_calls_are_counted_and_the_budget_ends_the_training(vp: tuple[Problem, Tensor, Reference]) -> None:

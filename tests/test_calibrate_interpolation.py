@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from pathline.interpolants import LinearPath
 from pathline.samplers import Table, build_table, make_nodes
+from pathline.samplers.calibrate.extractor import KEY, fitted_features
 from pathline.samplers.calibrate.interpolation import interpolate_tables, judged_interpolation
 from pathline.samplers.calibrate.learned import learn_rows
 from pathline.samplers.calibrate.row_fits import fit_rows, make_reference
@@ -29,6 +31,10 @@ def fitted(nfe: int, guidance: float = 0.0) -> Table:
         rows, _ = fit_rows(make_reference(problem, starts(PATH, 48), {}), base, 1e-3)
     facts = described_fit(path=PATH, prediction="data", guidance=problem.guidance)
     return replace(rows.to_table(), provenance=facts)
+
+
+def told(table: Table, **facts: Any) -> Table:
+    return replace(table, provenance={**table.provenance, **facts})
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,11 @@ def test_another_guidance_is_better_served_than_by_the_base(by_guidance: list[Ta
     assert found.calls == problem.calls
     assert found.table.provenance["guidance"] == 3.0
     assert [m["guidance"] for m in found.table.provenance["interpolated_from"]] == [1.5, 2.5, 3.5]
+
+
+def test_the_extractor_of_a_table_is_not_forgotten(by_calls: list[Table]) -> None:
+    found = interpolate_tables(PATH, [by_calls[0], told(by_calls[1], **{KEY: {"name": "vgg"}})], nfe=5)
+    assert fitted_features(found) == fitted_features(found.released()) == "vgg"
 
 
 def test_learned_rows_say_their_scales_themselves() -> None:
@@ -107,6 +118,9 @@ def test_what_cannot_be_interpolated_is_refused(by_guidance: list[Table], by_cal
         (by_guidance, {"nfe": 4}, "different numbers of calls"),
         (by_guidance, {"guidance": 2.0, "guidances": [1.0]}, "3 finite scales"),
         (by_calls, {"nfe": 5, "share": 2.0}, "share=2.0"),
+        ([by_calls[0], told(by_calls[1], prediction="noise")], {"nfe": 5}, "another prediction each, data and noise"),
+        ([told(t, network=str(i)) for i, t in enumerate(by_calls)], {"nfe": 5}, "another network each, 0 and 1"),
+        ([told(t, **{KEY: {"name": f"n{i}"}}) for i, t in enumerate(by_calls)], {"nfe": 5}, "feature spaces n0 and n1"),
     ):
         with pytest.raises(ValueError, match=message):
             interpolate_tables(PATH, tables, **asked)  # type: ignore[arg-type]

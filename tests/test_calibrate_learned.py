@@ -1,6 +1,7 @@
 """Learned rows: the linear form of tables, closed-form fits, and what is kept on the hold-out."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from pathline.samplers import Nodes, Table, build_table, make_nodes, run
 from pathline.samplers.bases import CosineBasis
 from pathline.samplers.calibrate.bases import in_basis, variance_groups
 from pathline.samplers.calibrate.learned import Learned, learn_rows, start_prediction
-from pathline.samplers.calibrate.row_fits import GRIDS, Reference, fit_rows, make_reference, mean_error
+from pathline.samplers.calibrate.row_fits import Reference, fit_rows, make_reference, mean_error
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem, reference_states, root_mean_square
 from pathline.samplers.calibrate.triangular import FRAME, execute, triangular
+from pathline.samplers.calibrate.untuned import STARTS
 from pathline.samplers.nodes import points_at, times_at
 from pathline.samplers.numerics import Array
 
@@ -90,7 +92,7 @@ def test_learned_rows_beat_the_base_on_new_noises(fitted: Fitted) -> None:
     def typical(out: Tensor) -> float:  # the median: one noise in a hundred ends in another component
         return float((out - end).flatten(1).square().mean(1).sqrt().median())
 
-    plain = [build_table("ipndm", make_nodes(given.path, g, 6), order=2, afs="unit") for g in GRIDS]
+    plain = [build_table("ipndm", make_nodes(given.path, g, 6), order=2, afs="unit") for g in STARTS]
     untuned = min(typical(test.run(table, fresh)) for table in plain)
     assert typical(test.run(learned.table, fresh, anchors={"data_mean": mean})) < 0.2 * untuned
     assert learned.calls == given.calls - len(x)
@@ -172,6 +174,38 @@ def test_gradients_through_the_executor_equal_differences() -> None:
             moved[i][-1] -= 2e-5
             difference = float(above - loss(moved)) / 2e-5
             assert math.isclose(float(gradient[i][-1]), difference, rel_tol=1e-5)
+
+
+def test_an_interrupted_fit_goes_on_with_the_same_result(tmp_path: Path) -> None:
+    given, x, made = problem(PATHS["vp"], "noise", 24), starts(PATHS["vp"], 24, 1), 0
+    reference, file = make_reference(given, x, {}), tmp_path / "rows.npz"
+
+    def learned(most: float, state: Path | None) -> Learned:
+        def model(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+            nonlocal made
+            made += len(x)
+            if made > most:
+                raise KeyboardInterrupt
+            return given.model(x, t, **kwargs)
+
+        own = Problem(model, given.path, "noise", model_kwargs=given.model_kwargs)
+        known = replace(reference, problem=own)
+        return learn_rows(own, x, 3, groups=(1, 3), rounds=4, reference=known, state=state, grids=["time"])
+
+    whole = learned(math.inf, None)
+    entire, made = made, 0
+    with pytest.raises(KeyboardInterrupt):
+        learned(0.6 * entire, file)
+    made = 0
+    again = learned(math.inf, file)
+    assert made < 0.8 * entire
+    assert (again.table, again.holdout_error, again.calls) == (whole.table, whole.holdout_error, whole.calls)
+    made = 0
+    assert learned(math.inf, file).table == whole.table  # what groups were tried is kept beside it
+    assert made < 0.4 * entire
+    np.savez(file, key="another")
+    with pytest.raises(ValueError, match="not a readable state of a search of levels"):
+        learned(math.inf, file)
 
 
 def test_too_few_trajectories_are_said_and_regularised() -> None:

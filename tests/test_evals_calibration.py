@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pathline.evals.calibration import summary_of
+from pathline.evals.calibration_distance import DistanceSettings, Judge
+from pathline.evals.moments import Moments
 from pathline.evals.records import read_records
 from pathline.evals.runners import start_state
 from pathline.evals.sources import open_source
 from pathline.samplers import ClassifierFree, Table, plan, sample
-from pathline.samplers.calibrate.auto import Choice, Trial
+from pathline.samplers.calibrate.trajectories import Problem
+from pathline.samplers.calibrate.trials import Choice, Trial
 from pathline.samplers.fitted import described_fit
 
 Cli = Callable[..., Any]
@@ -61,6 +65,20 @@ def test_a_calibrated_table_is_saved_with_its_story_and_samples(pathline: Cli, t
         (("--nfe", "5", "--batch-size", "0"), "--batch-size 0 is not possible"),
         (("--nfe", "90000"), "raise --budget, or lower --nfe"),
         (("--nfe", "5", "--method", "gaussian"), "--method gaussian needs --stats"),
+        (("--nfe", "5", "--objective", "distance"), "--objective distance needs --features"),
+        (("--nfe", "5", "--objective", "distances", "--features", "raw"), "unknown objective 'distances'"),
+        (
+            ("--nfe", "5", "--features", "raw", "--images", "9"),
+            "--features and --images belong to",
+        ),
+        (("--nfe", "5", "--objective", "distance", "--features", "raw", "--images", "1"), "--images 1 is not possible"),
+        (("--nfe", "5", "--objective", "distance", "--features", "pixels"), "unknown feature space 'pixels'"),
+        (
+            ("--nfe", "5", "--objective", "distance", "--features", "raw", "--budget", "2000"),
+            "lower --nfe, --images or --samples",
+        ),
+        (("--nfe", "5", "--between", "a.json b.json"), "a.json"),
+        (("--nfe", "5", "--between", "a.json b.json", "--method", "dc"), "--between fits nothing"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said_in_a_sentence(
@@ -73,6 +91,91 @@ def test_what_cannot_be_calibrated_is_said_in_a_sentence(
     assert "Traceback" not in complaint
     assert not said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sweep", "sample"])
+@pytest.mark.parametrize("scale", ["nan", "inf"])
+def test_guidance_is_a_number_everywhere(pathline: Cli, tmp_path: Path, command: str, scale: str) -> None:
+    out = "r.jsonl" if command == "sweep" else "x.npz"
+    asked = (command, "bed:mixture:conditional=true", "--nfe", "3", "--guidance", scale, "--out", out, "--quiet")
+    code, said, complaint = pathline(*asked)
+    assert (code, said) == (1, "")
+    assert f"guidance must be a finite number, got {scale}" in complaint
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_may_choose_and_then_not_report(pathline: Cli, tmp_path: Path) -> None:
+    asked = ("calibrate", "bed:ring", "--nfe", "3", "--budget", "6000", "--images", "100", "--quiet")
+    code, said, _ = pathline(
+        *asked, "--objective", "distance", "--features", "raw", "--method", "iia", "--out", "t.json"
+    )
+    assert code == 0
+    lines = said.splitlines()
+    assert lines[0].split() == ["distance", "hold-out", "error", "calls", "candidate"]
+    assert "distance of raw" in said
+    assert any(line.startswith(("Error and distance agree", "Error and distance disagree")) for line in lines)
+    fit = Table.load(tmp_path / "t.json").provenance
+    assert (fit["objective"], fit["distance_samples"]) == ("distance of raw", 100)
+    assert fit["calls"] <= 6000
+    source = open_source("bed:ring")
+    wanted = DistanceSettings("raw", 100, first=fit["samples"])
+    space, data = wanted.open(source)
+    problem = Problem(source.model, source.path, source.prediction)
+    judge = wanted.build(problem, source, space, torch.from_numpy(space(data.samples)))
+    assert judge(Table.load(tmp_path / "t.json").released()) == pytest.approx(fit["holdout_distance"], rel=1e-6)
+    sweep = (
+        "sweep",
+        "bed:ring",
+        "--quiet",
+        "--samples",
+        "8",
+        "--truth-steps",
+        "0",
+        "--nfe",
+        "3",
+        "--methods",
+        "t.json",
+    )
+    code, _, complaint = pathline(*sweep, "--features", "raw")
+    assert code == 1
+    assert "are no evidence; report in another feature space" in complaint
+    with pytest.raises(ValueError, match="are no evidence"):
+        Judge(source, 1.0, "raw", 8).distance(Table.load(tmp_path / "t.json").released())
+
+
+def test_a_distance_is_to_data_of_the_shape_of_the_samples(tmp_path: Path) -> None:
+    source = open_source("bed:digits")
+    np.savez(tmp_path / "own.npz", arr_0=np.full((12, *source.shape[1:], 3), 255, dtype=np.uint8)[..., :1])
+    _, data = DistanceSettings("raw", 8, str(tmp_path / "own.npz")).open(source)
+    assert data.samples.shape == (12, *source.shape)
+    assert float(data.samples.min()) == 1.0
+    with pytest.raises(ValueError, match=r"has \(1, 8, 8\); samples of shape \(2,\) are needed"):
+        DistanceSettings("raw", 8, str(tmp_path / "own.npz")).open(open_source("bed:ring"))
+    Moments.of(np.eye(4)[:, :2]).save(tmp_path / "moments.npz")
+    with pytest.raises(ValueError, match="has moments alone"):
+        DistanceSettings("raw", 8, str(tmp_path / "moments.npz")).open(open_source("bed:ring"))
+
+
+def test_a_table_between_fitted_ones_is_judged_and_saved(pathline: Cli, tmp_path: Path) -> None:
+    for calls in (4, 6):
+        table_file(tmp_path / f"f{calls}.json", calls)
+    table_file(tmp_path / "other.json", 6, network="abcdef")
+    asked = ("calibrate", "bed:ring", "--nfe", "5", "--budget", "2000", "--samples", "4", "--out", "new/t.json")
+    code, said, _ = pathline(*asked, "--between", "f4.json f6.json")
+    assert code == 0
+    fit = Table.load(tmp_path / "new" / "t.json").provenance
+    assert fit["network"] == open_source("bed:ring").identity
+    assert fit["nfe"] == 5
+    assert fit["holdout_error"] <= fit["untuned_error"]
+    assert f"{fit['calls']} network calls; written to" in said
+    for names, message in (
+        ("f4.json other.json", "other.json does not belong to bed:ring"),
+        ("f4.json", "at least 2 are needed"),
+        ("f6.json f6.json", "different numbers of calls at one scale"),
+    ):
+        code, said, complaint = pathline(*asked, "--between", names)
+        assert (code, said) == (1, "")
+        assert message in complaint
 
 
 def test_a_folder_is_no_place_for_a_table(pathline: Cli, tmp_path: Path) -> None:

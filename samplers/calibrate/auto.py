@@ -1,15 +1,17 @@
 """`choose`: method, levels and fitted parts for one network and budget, by their error on trajectories kept out.
 
+Or by a distance of features of samples that are none of those.
+
 Cheap candidates come first: untuned methods on named grids. What is fitted afterwards must beat the best of them on the
 same hold-out, so that the choice is never worse there than no calibration at all.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,88 +22,30 @@ from pathline.interpolants import GaussianPath, unknown_name
 
 from ..analysis import Spectrum
 from ..anchors import missing_anchors
-from ..defaults import is_guided
 from ..fitted import described_fit
 from ..grids import make_nodes
 from ..nodes import Nodes
 from ..numerics import Array
 from ..run_state import NonFiniteError
-from ..sampling import plan
 from ..table import Table
-from ..transforms import DATA_MEAN
+from .extractor import KEY
 from .fitters import AUTO, FITTERS, Fit, FitTask
-from .learned import start_prediction
+from .learned import condition_means
+from .objectives import FeatureDistance
 from .resume import Parts
 from .row_fits import Reference, dense_nodes, make_reference, trajectory_calls
 from .trajectories import Problem, reference_states, sample_errors
+from .trials import Choice, Trial
+from .untuned import DEFAULT, untuned_tables
 
-UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("ipndm", {"order": 3}),
-    ("ipndm", {"order": 2, "afs": True}),
-    ("unipc", {"order": 2}),
-    ("ghvb", {}),
-    ("ipndm", {"order": 2}),
-    ("dpm++", {"order": 2}),
-    ("unipc", {"order": 3}),
-    ("ipndm", {"order": 3, "afs": True}),
-    ("deis", {"order": 3}),
-    ("dpm++", {"order": 3}),
-    ("ddim", {}),
-)
-GRIDS = ("logsnr", "beta", "karras", "dmn", "time", "shifted")
-"""Both with those first that are often best: a small budget does not pay for all."""
 _GRIDS_TRIED = 3  # on which a fit begins
 _FIRST_LOOK = (12, 4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
 _LOOK_SHARE = 0.3  # of the budget, at most, where fewer samples still make it possible
 _ENDS_SHARE = 0.2  # of the budget, at most, for converged ends of the hold-out as exact as those that are fitted to
+_PIECE = 32  # trajectories that are computed, and kept, together
 _REFERENCE = 48  # network calls of one where that is too much, about
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate.
-
-    Attributes
-    ----------
-    name : str
-    error : float
-        `mean_error` on the hold-out; infinite where the run was not finite.
-    calls : int
-        Network calls that finding and judging it took.
-    table : Table or None
-        None where it was not tried; then `note` says why, else what the fit decided on the way.
-    tuned : bool
-    note : str
-    """
-
-    name: str
-    error: float
-    calls: int
-    table: Table | None
-    tuned: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen table, and everything that was tried, best first.
-
-    Attributes
-    ----------
-    table : Table
-        With its provenance, see `fitted.described_fit`.
-    error, untuned_error : float
-        Hold-out errors of the choice and of the best untuned candidate.
-    trials : tuple of Trial
-    calls : int
-        Network calls in all.
-    """
-
-    table: Table
-    error: float
-    untuned_error: float
-    trials: tuple[Trial, ...]
-    calls: int
+_LEAST_DISTANCES = 4  # untuned candidates whose distance is taken, where the budget pays for them
+_DISTANCES_SHARE = 0.5  # of the budget, at most, for distances of untuned candidates
 
 
 def choose(
@@ -115,6 +59,7 @@ def choose(
     analytic: bool = True,
     condition_means: bool = False,
     spectrum: Spectrum | None = None,
+    distance: FeatureDistance | None = None,
     chunk: int | None = None,
     facts: dict[str, Any] | None = None,
     report: Callable[[Trial], None] | None = None,
@@ -146,6 +91,10 @@ def choose(
         True admits tables that must be given the mean of each sample's condition when they are run.
     spectrum : Spectrum, optional
         Of the data: admits tables fitted to it without a network call.
+    distance : FeatureDistance, optional
+        Compared in the place of the hold-out error, which is told all the same. Its samples should be none of `x_init`;
+        the calls of its problem count here. "s3", "trained" and "ld3" make a distance in its features small themselves,
+        the others the error. The table keeps the name of the extractor, and cannot be judged with it afterwards.
     chunk : int, optional
         Largest batch given to the network.
     facts : dict of JSON values, optional
@@ -175,32 +124,50 @@ def choose(
             f"hold_out={held!r} of {len(x_init)} samples is not possible; at least 2 are needed to judge and to fit"
         )
     before = problem.calls
-    problem.require(held * (_REFERENCE + nfe), f"a hold-out of {held} samples")
+    least, purpose = held * (_REFERENCE + nfe), f"a hold-out of {held} samples"
+    if distance is not None:
+        distance = distance.counted_by(problem)
+        least, purpose = least + distance.samples * nfe, f"{purpose} and one distance of {distance.samples} more"
+    problem.require(least, purpose)
     allowed = {"arrays": arrays, "analytic": analytic, "condition_means": condition_means}
-    search = _Search(problem, x_init, nfe, held, allowed, chunk, report, parts or Parts())
+    search = _Search(
+        problem, x_init, nfe, held, allowed, chunk=chunk, report=report, parts=parts or Parts(), distance=distance
+    )
     search.untuned()
     search.fits(AUTO if method == "auto" else (method,), spectrum)
-    tried = sorted((t for t in search.trials if t.table is not None), key=lambda t: t.error)
+    tried = sorted((t for t in search.trials if t.table is not None), key=lambda t: t.score)
     candidates = tried if method == "auto" else [t for t in tried if t.tuned]
     if not candidates:
         raise ValueError(f"method {method!r} found no table: " + "; ".join(t.note for t in search.trials if t.note))
     best, plain = candidates[0], next(t for t in tried if not t.tuned)
-    if best.table is None or not math.isfinite(best.error):
+    if best.table is None or not math.isfinite(best.score):
         raise NonFiniteError(f"none of {len(candidates)} candidates of {nfe} calls gave finite samples")
-    calls = problem.calls - before
-    known: dict[str, Any] = {
-        "nfe": nfe,
-        "samples": len(x_init),
-        "holdout_samples": held,
-        "holdout_error": best.error,
-        "calls": calls,
-    }
-    known |= {"untuned_error": plain.error, "chosen": best.name, **(facts or {})}
-    fit = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **known)
-    chosen = replace(best, table=replace(best.table, provenance={**best.table.provenance, **fit}))
+    told: dict[str, Any] = {"nfe": nfe, "samples": len(x_init), "holdout_samples": held, "chosen": best.name}
+    told |= {"holdout_error": best.error, "untuned_error": plain.error, "calls": problem.calls - before}
+    told |= facts or {}
+    table = _described(best.table, problem, distance, best, plain, told)
     others = [t for t in (*tried, *(t for t in search.trials if t.table is None)) if t is not best]
-    assert chosen.table is not None
-    return Choice(chosen.table, best.error, plain.error, (chosen, *others), calls)
+    objective = "error" if distance is None else distance.name
+    trials = (replace(best, table=table), *others)
+    return Choice(table, best.error, plain.error, trials, problem.calls - before, objective)
+
+
+def _described(
+    table: Table,
+    problem: Problem,
+    distance: FeatureDistance | None,
+    best: Trial,
+    plain: Trial,
+    facts: dict[str, Any],
+) -> Table:
+    """The table with its provenance; the extractor is kept twice, as `released` drops the provenance."""
+    options = table.options
+    if distance is not None:
+        facts = {**facts, "objective": distance.name, "holdout_distance": best.score, "untuned_distance": plain.score}
+        facts |= {"distance_samples": distance.samples, KEY: distance.marker}
+        options = {**options, KEY: distance.marker}
+    fit = described_fit(path=problem.path, prediction=problem.prediction, guidance=problem.guidance, **facts)
+    return replace(table, options=options, provenance={**table.provenance, **fit})
 
 
 class _Search:
@@ -213,10 +180,13 @@ class _Search:
         nfe: int,
         held: int,
         allowed: dict[str, bool],
+        *,
         chunk: int | None,
         report: Callable[[Trial], None] | None,
         parts: Parts,
+        distance: FeatureDistance | None,
     ) -> None:
+        self.distance, self.judging = distance, (held + (0 if distance is None else distance.samples)) * nfe
         self.problem, self.nfe, self.held, self.allowed = problem, nfe, held, allowed
         self.chunk, self.report, self.parts = chunk, report, parts
         self.trials: list[Trial] = []
@@ -224,7 +194,7 @@ class _Search:
         judge, fit = slice(batch - held, batch), slice(0, batch - held)
         self.judge, self.judged = problem.part(judge, batch), x_init[judge]
         self.starts = x_init[fit]
-        self.fitted = replace(problem.part(fit, batch), reserve=held * nfe)  # for judging what is fitted
+        self.fitted = replace(problem.part(fit, batch), reserve=self.judging)  # for judging what is fitted
 
         def ends() -> Array:
             if held * trajectory_calls(problem) <= _ENDS_SHARE * problem.calls_left:
@@ -258,19 +228,32 @@ class _Search:
         if not missing_anchors(table):
             return {}
         if self._anchors is None:
-            mean = start_prediction(self.judge, self.judged, self.chunk)
-            self._anchors = {DATA_MEAN: mean.expand(self.judged.shape)}
+            self._anchors = condition_means(self.judge, self.judged, self.chunk)
         return self._anchors
+
+    def apart(self, name: str, table: Table) -> float | None:
+        """Distance of the table's features, where that is what chooses."""
+        judge = self.distance
+        if judge is None:
+            return None
+        return float(self.parts.array(f"distance of {name}", self.problem, lambda: np.array([judge(table)]))[0])
 
     def reference(self) -> Reference:
         """Converged trajectories of the samples to fit to, computed when first asked for."""
         if self._reference is None:
 
-            def states() -> Array:
-                return np.asarray(make_reference(self.fitted, self.starts, {}, self.chunk).states.cpu().numpy())
+            def states(part: Problem, x: Tensor) -> Array:
+                return np.asarray(make_reference(part, x, {}, self.chunk).states.cpu().numpy())
 
-            known = torch.as_tensor(self.parts.array("trajectories to fit to", self.problem, states))
-            known = known.to(self.starts.device)
+            count = len(self.starts)
+            self.fitted.require(count * trajectory_calls(self.fitted), f"{count} reference trajectories")
+            found = [  # in pieces, so that one that is cut short does not lose all
+                self.parts.array(
+                    f"trajectories to fit to, from {rows.start}", self.problem, partial(states, part, self.starts[rows])
+                )
+                for rows, part in self.fitted.chunks(count, _PIECE)
+            ]
+            known = torch.as_tensor(np.concatenate(found, 1)).to(self.starts.device)
             nodes = dense_nodes(self.fitted)
             start = self.starts.to(known)
             self._reference = Reference(self.fitted, start, (), known, nodes.lam[:-1], nodes, self.chunk)
@@ -297,14 +280,22 @@ class _Search:
         first = {name: self.errors(name, tables[name], 0, few) for name in names}
         ranked = sorted(first, key=lambda name: float(first[name].mean()))
         plain = [name for name in ranked if _levels(tables[name]) == self.nfe]  # levels that fits can start from
-        for place, name in enumerate(dict.fromkeys([*ranked[: -(-len(ranked) // 4)], *plain[:1]])):
+        best = [*ranked[: -(-len(ranked) // 4)], *plain[:1]]
+        if self.distance is not None:  # what is near in error need not be near in features
+            best = [*plain[:1], *(name for name in names if name == DEFAULT), *best, *ranked[:_LEAST_DISTANCES]]
+            best = [
+                name for k, name in enumerate(best) if not any(tables[b].rows == tables[name].rows for b in best[:k])
+            ]
+        kept = 0.0 if self.distance is None else (1.0 - _DISTANCES_SHARE) * left
+        for place, name in enumerate(dict.fromkeys(best)):
             rest = self.held - few
-            if place and self.problem.calls_left < rest * self.nfe:
+            if place and self.problem.calls_left - kept < self.judging - few * self.nfe:
                 break
             before = self.problem.calls
             errors = [first[name]] + ([self.errors(name, tables[name], few, self.held)] if rest else [])
+            apart = self.apart(name, tables[name])
             spent = self.problem.calls - before + few * tables[name].evaluations
-            self.note(Trial(name, float(np.concatenate(errors).mean()), spent, tables[name]))
+            self.note(Trial(name, float(np.concatenate(errors).mean()), spent, tables[name], distance=apart))
 
     def _look(self, few: int) -> float:
         """Network calls for each untuned method, of which a quarter goes on to the whole hold-out."""
@@ -322,6 +313,7 @@ class _Search:
         _, name, base = plain[0]
         grids = _distinct([table.nodes for _, _, table in plain], self.problem.path)[:_GRIDS_TRIED]
         told: dict[str, Any] = {"chunk": self.chunk, "spectrum": spectrum, "file": self.parts.file, **self.allowed}
+        told["distance"] = self.distance
         task = FitTask(self.fitted, self.starts, self.nfe, base, name, grids, self.reference, **told)
         for method in methods:
             for name, fit in FITTERS[method](task):
@@ -332,7 +324,7 @@ class _Search:
         before = self.problem.calls
 
         def checked() -> Table:
-            self.problem.require(self.held * self.nfe, "the hold-out")
+            self.problem.require(self.judging, "the hold-out")
             table = fit()
             if table.evaluations > self.nfe:
                 raise ValueError(f"it takes {table.evaluations} calls instead of {self.nfe}")
@@ -342,11 +334,12 @@ class _Search:
         try:
             table = self.parts.table(name, self.problem, checked)
             error = float(self.errors(name, table, 0, self.held).mean())
+            apart = self.apart(name, table)
         except ValueError as reason:
             self.note(Trial(name, math.inf, self.problem.calls - before, None, tuned=True, note=str(reason)))
             return
         said = "; ".join(table.provenance.get("notes", ()))
-        self.note(Trial(name, error, self.problem.calls - before, table, tuned=True, note=said))
+        self.note(Trial(name, error, self.problem.calls - before, table, tuned=True, note=said, distance=apart))
 
     def check_allowed(self, table: Table) -> None:
         """Raise ValueError for a table of a kind that was not asked for."""
@@ -356,27 +349,6 @@ class _Search:
             raise ValueError("its first call is not at the start")
         if missing_anchors(table) and not self.allowed["condition_means"]:
             raise ValueError(f"it needs {', '.join(sorted(missing_anchors(table)))} whenever it is run")
-
-
-def untuned_tables(problem: Problem, nfe: int, *, analytic: bool = True) -> dict[str, Table]:
-    """What `sample` runs by itself, then `UNTUNED` methods on `GRIDS`, by their names.
-
-    Those that are possible with at most `nfe` calls, and with an analytic first step only where `analytic`.
-    """
-    tables: dict[str, Table] = {}
-    own = plan(problem.path, nfe=nfe, prediction=problem.prediction, guided=is_guided(problem.guidance))
-    if analytic or own.rows[0].calls_network:
-        tables["the default of sample"] = own
-    pairs = itertools.product(enumerate(UNTUNED), enumerate(GRIDS))
-    for (_, (method, options)), (_, grid) in sorted(pairs, key=lambda pair: pair[0][0] + pair[1][0]):
-        if "afs" in options and not analytic:
-            continue
-        try:
-            table = plan(problem.path, method, nfe=nfe, grid=grid, **options)
-        except ValueError:
-            continue  # too few calls for this method, or levels that it cannot use
-        tables[f"{method} {_worded(options)}on {grid}"] = table
-    return tables
 
 
 def _levels(table: Table | None) -> int:
@@ -390,7 +362,3 @@ def _distinct(records: list[dict[str, Any]], path: GaussianPath) -> tuple[Nodes,
     for record in records:
         once.setdefault(tuple(record["time"]), record)
     return tuple(Nodes(each["signal"], each["noise"], each["time"], path) for each in once.values())
-
-
-def _worded(options: dict[str, Any]) -> str:
-    return "".join(f"{key}={value} " for key, value in options.items())

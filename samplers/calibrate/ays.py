@@ -36,8 +36,8 @@ from ..run_state import NonFiniteError
 from ..sampling import plan
 from ..table import Table
 from .level_search import shortest_path
-from .row_fits import GRIDS, mean_error
-from .trajectories import Problem, reference_calls, reference_states, split
+from .trajectories import Problem, mean_error, reference_calls, reference_states, split
+from .untuned import STARTS
 
 TAILS = (0.0, 1.0, 2.0, 3.0, 4.0)
 """Lengths in λ, before the end of the path, that are tried as beyond the bound."""
@@ -84,7 +84,7 @@ def align_steps(
     *,
     method: str = "dpm++",
     options: Mapping[str, Any] | None = None,
-    grids: Sequence[str] = GRIDS,
+    grids: Sequence[str] = STARTS,
     data: Tensor | None = None,
     levels: int = 60,
     tails: Sequence[float] = TAILS,
@@ -124,7 +124,7 @@ def align_steps(
         Converged ends that are known already.
     checkpoint : path, optional
         A .npz file in which sums are kept after every batch, and from which an interrupted estimate goes on; it does
-        not know the network, which must be the same.
+        not know the network, which must be the same. What it measured is counted again.
 
     Raises
     ------
@@ -148,10 +148,12 @@ def align_steps(
     fine = make_nodes(problem.path, "logsnr", levels)
     path = None if checkpoint is None else Path(checkpoint)
     sums = _Sums.open(path, _key(problem, fine, x_init, data, seed), levels)
+    problem.charge(sums.calls)
     _find_ends(sums, problem, x_init, slice(0 if data is None else train, train + held), ends, chunk, judging)
     sums.save(path)
     assert sums.ends is not None
-    clean, target = sums.ends[:train] if data is None else data, sums.ends[-held:].to(x_init.device)
+    known = sums.ends.to(x_init.device)
+    clean, target = known[:train] if data is None else data, known[-held:]
     notes = _add_samples(sums, problem.part(slice(0, train), len(x_init)), fine, clean, seed, chunk, path, judging)
     error = partial(_error, problem.part(slice(train, train + held), len(x_init)), x_init[train:], target, chunk)
     errors = [error(table) for table in bases]
@@ -170,20 +172,23 @@ def align_steps(
     costs = sums.costs(fine, tail)
     bounds = [sum(costs[i, j] for i, j in pairwise(_near(nodes, fine))) for nodes in (found.config(), base.nodes)]
     calls = problem.calls - before
-    if table is not base:
-        facts = {"train": sums.count, "calls": calls, "holdout_error": new, "base_error": base_error}
-        table = problem.fitted(table, name="ays", nfe=nfe, **facts)
+    facts = {"train": sums.count, "calls": calls, "holdout_error": new, "base_error": base_error, "notes": notes}
+    table = problem.fitted(table, name="ays", nfe=nfe, **facts)
     return Aligned(table, found, new, base_error, float(bounds[0]), float(bounds[1]), calls, tuple(notes))
 
 
 @dataclass
 class _Sums:
-    """Σ over samples of the mean squares of differences of data predictions, for all pairs of levels."""
+    """Σ over samples of the mean squares of differences of data predictions, for all pairs of levels.
+
+    `calls` is what it took, the converged ends included.
+    """
 
     key: str
     total: Array
     count: int = 0
     ends: Tensor | None = None
+    calls: int = 0
 
     @classmethod
     def open(cls, path: Path | None, key: str, levels: int) -> _Sums:
@@ -192,7 +197,8 @@ class _Sums:
             return cls(key, np.zeros((levels, levels)))
         try:
             with np.load(path, allow_pickle=False) as kept:
-                found = cls(str(kept["key"]), kept["total"], int(kept["count"]), torch.from_numpy(kept["ends"]))
+                ends = torch.from_numpy(kept["ends"])
+                found = cls(str(kept["key"]), kept["total"], int(kept["count"]), ends, int(kept["calls"]))
         except (OSError, KeyError, ValueError, EOFError) as reason:
             raise ValueError(f"checkpoint {path} cannot be read: {reason}") from reason
         if found.key != key:
@@ -204,7 +210,8 @@ class _Sums:
         if path is None or self.ends is None:
             return
         with replacing(path, "wb") as stream:
-            np.savez(stream, key=self.key, total=self.total, count=self.count, ends=self.ends.cpu().numpy())
+            ends = self.ends.cpu().numpy()
+            np.savez(stream, key=self.key, total=self.total, count=self.count, ends=ends, calls=self.calls)
 
     def costs(self, fine: Nodes, tail: float) -> Array:
         """The bound's integral from each level of `fine` to each later one, and to the end, (M + 1, M + 1).
@@ -243,8 +250,9 @@ def _find_ends(
     if ends is not None:
         sums.ends = ends[rows]
     elif sums.ends is None:
-        part = problem.part(rows, len(x_init))
+        part, before = problem.part(rows, len(x_init)), problem.calls
         sums.ends = reference_states(part, x_init[rows], whole, per_step=_REFERENCE, chunk=chunk)[-1]
+        sums.calls += problem.calls - before
 
 
 def _add_samples(
@@ -265,7 +273,7 @@ def _add_samples(
         if size < 1:
             return [f"the budget paid for the levels of {state.count} of {len(data)} samples"]
         rows = slice(state.count, state.count + size)
-        part = problem.part(rows, len(data))
+        part, before = problem.part(rows, len(data)), problem.calls
         predicted = _predictions(part, fine, data[rows], range(rows.start, rows.stop), seed)
         for i in range(levels):
             gap = (predicted[i:] - predicted[i]).square().mean(2).sum(1)
@@ -273,6 +281,7 @@ def _add_samples(
         if not np.isfinite(state.total).all():
             raise NonFiniteError(f"data predictions of noised samples {rows.start} to {rows.stop - 1} are not finite")
         state.count += size
+        state.calls += problem.calls - before
         state.save(path)
     return []
 

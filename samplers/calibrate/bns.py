@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ def bespoke_solver(
     seed: int = 0,
     chunk: int | None = None,
     reference: Reference | None = None,
+    state: str | os.PathLike[str] | None = None,
 ) -> Trained:
     """Train x_{i+1} = a_i·x_0 + Σ_{j≤i} b_ij·u_j and its times by the logarithm of the end's mean square (PSNR).
 
@@ -62,7 +64,7 @@ def bespoke_solver(
     nodes = _even_nodes(problem.path, nfe, method, options, noise_scale)
     schedule = Schedule([(rounds, ("rows", "levels"))], _RATES, batch=batch, seed=seed)
     task = Task("bns", method, options, (nodes,), schedule, "log", None, partial(velocities, noise_scale=noise_scale))
-    return solve(task, problem, x_init, nfe, holdout=holdout, chunk=chunk, reference=reference)
+    return solve(task, problem, x_init, nfe, holdout=holdout, chunk=chunk, reference=reference, state=state)
 
 
 def velocities(student: Student, columns: Sequence[Tensor], *, noise_scale: float) -> list[Array]:

@@ -21,8 +21,9 @@ from ..registry import build_table, method_info
 from ..table import Table
 from ..transforms import AFS_KINDS, analytic_first_step
 from .splice import splice, taylor
+from .untuned import STARTS
 
-GRIDS = ("karras", "logsnr", "time", "shifted")
+GRIDS = (*STARTS, "shifted")
 """Grids whose levels a search starts from."""
 APART = 0.05
 """Least distance of two levels in λ."""

@@ -7,7 +7,9 @@ moved starts are better. The graph of one chunk of samples is held at a time.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from ..nodes import Level, points_at, times_at
 from ..numerics import Array
-from .extractor import Extractor
+from .descent_state import DescentState
+from .extractor import Extractor, digest_of
 from .row_fits import Reference
 from .student import Numbers, Student, walk
 
@@ -215,33 +218,62 @@ class Learner:
             )
         shift[rows] = torch.where((after < before).view(shape), tried, shift[rows])
 
-    def descend(self, schedule: Schedule) -> None:
-        """Move the parameters to their best point on the hold-out; errors of all rounds are added to `course`."""
-        order = torch.Generator().manual_seed(schedule.seed)
+    def descend(self, schedule: Schedule, file: str | os.PathLike[str] | None = None) -> None:
+        """Move the parameters to their best point on the hold-out; errors of all rounds are added to `course`.
+
+        With a file the state is kept in it after every round; one that is there goes on, and its calls are counted.
+        """
+        order, problem = torch.Generator().manual_seed(schedule.seed), self.train.problem
         shift = torch.zeros_like(self.train.start) if schedule.radius > 0 else None
-        best, point = self.judged(), self._point()
-        pull = 2 * self.ridge * (1.0 if self.loss == "log" else best[0]) / best[1] ** 2
-        self.course.append(best)
-        for rounds, names in schedule.phases:
-            rates, waited, fallen = dict(schedule.rates), 0, 0
-            rule = self._rule(names, rates)
-            for done in range(rounds):
+        at, began = DescentState.open(file, self._key(schedule)), problem.calls
+        if at.course:
+            problem.charge(at.calls)
+            self._taken_up(at, order, shift)
+        else:
+            at.best, at.point = self.judged(), self._point()
+            at.course = [at.best]
+        pull = 2 * self.ridge * (1.0 if self.loss == "log" else at.course[0][0]) / at.course[0][1] ** 2
+        while at.phase < len(schedule.phases):
+            rounds, names = schedule.phases[at.phase]
+            rule = self._rule(names, at.rates or schedule.rates)
+            if at.rule:
+                rule.load_state_dict(at.rule)
+            while at.done < rounds and at.fallen < _LAST:
                 for group in rule.param_groups:
-                    group["lr"] = group["initial_lr"] * _fallen(done / rounds)
+                    group["lr"] = group["initial_lr"] * _fallen(at.done / rounds)
                 if not self._round(schedule, names, rule, shift, order, pull=pull):
-                    self.notes.append(f"stopped after {len(self.course) - 1} rounds: the budget pays for no more")
+                    self.notes.append(f"stopped after {len(at.course) - 1} rounds: the budget pays for no more")
                     break
-                self.course.append(self.judged())
-                waited += 1
-                if self.course[-1][0] < best[0]:
-                    best, point, waited = self.course[-1], self._point(), 0
-                if waited > schedule.patience:
-                    self._return(point)
-                    rates, waited, fallen = {k: v * schedule.decay for k, v in rates.items()}, 0, fallen + 1
-                    rule = self._rule(names, rates)
-                if fallen == _LAST:
-                    break
-            self._return(point)
+                at.course.append(self.judged())
+                at.done, at.waited = at.done + 1, at.waited + 1
+                if at.course[-1][0] < at.best[0]:
+                    at.best, at.point, at.waited = at.course[-1], self._point(), 0
+                if at.waited > schedule.patience:
+                    self._return(at.point)
+                    at.rates = {k: v * schedule.decay for k, v in (at.rates or schedule.rates).items()}
+                    at.waited, at.fallen, rule = 0, at.fallen + 1, self._rule(names, at.rates)
+                at.parameters, at.rule, at.calls = self._point(), rule.state_dict(), problem.calls - began
+                at.order, at.shift = order.get_state(), shift
+                at.save(file)
+            self._return(at.point)
+            at.next_phase()
+        self.course += at.course
+
+    def _taken_up(self, at: DescentState, order: torch.Generator, shift: Tensor | None) -> None:
+        """Everything as it was when a state was kept."""
+        self._return(at.parameters)
+        if at.order is not None:
+            order.set_state(at.order)
+        if shift is not None and at.shift is not None:
+            shift.copy_(at.shift)
+
+    def _key(self, schedule: Schedule) -> str:
+        """Tells descents apart by all but the network."""
+        given = [schedule, self.names, self.loss, self.ridge, self.student.method, dict(self.student.options)]
+        given.append(None if self.extractor is None else self.extractor.marker)
+        tensors = {"start": self.train.start, "end": self.train.end, "held": self.held.end}
+        tensors["levels"] = torch.from_numpy(self.student.start)
+        return f"{digest_of(tensors)} {hashlib.sha256(repr(given).encode()).hexdigest()[:16]}"
 
     def _round(
         self,

@@ -81,9 +81,15 @@ def fitted_features(table: Table) -> str | None:
 
     It is kept in the options too, which `Table.released` does not drop.
     """
+    marker = marker_of(table)
+    return None if marker is None else str(marker["name"])
+
+
+def marker_of(table: Table) -> dict[str, str] | None:
+    """What a table keeps of its extractor (`Extractor.marker`), None where there was none."""
     for holder in (table.provenance, table.options):
         if isinstance(marker := holder.get(KEY), dict) and "name" in marker:
-            return str(marker["name"])
+            return dict(marker)
     return None
 
 

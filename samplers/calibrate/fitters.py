@@ -21,6 +21,7 @@ from .bns import bespoke_solver
 from .compensation import search_ratios
 from .decision_search import search_steps
 from .decisions import DecisionSpace
+from .extractor import Extractor
 from .gaussian_optimal import gaussian_table
 from .gradient import train_rows
 from .integration import fit_integration
@@ -28,8 +29,10 @@ from .ld3 import learn_levels
 from .learned import learn_rows, start_prediction
 from .level_search import gits
 from .model_statistics import measure_statistics
+from .objectives import FeatureDistance
 from .row_fits import Reference
 from .trajectories import Problem
+from .untuned import STARTS
 
 _RATIO_SAMPLES = 10  # as published
 _GROUPS = (1, 3)
@@ -68,6 +71,8 @@ class FitTask:
         Largest batch given to the network.
     spectrum : Spectrum, optional
         Of the data, for tables that need no network call.
+    distance : FeatureDistance, optional
+        What chooses in the place of the error to converged end points.
     file : callable
         Where a fit of this name keeps what it has measured so far, None where nothing is kept.
     """
@@ -84,12 +89,23 @@ class FitTask:
     condition_means: bool = False
     chunk: int | None = None
     spectrum: Spectrum | None = None
+    distance: FeatureDistance | None = None
     file: Callable[[str], Path | None] = lambda name: None
 
     @property
     def known(self) -> Reference:
         """The converged trajectories, for a fit that pays for its own calls."""
         return replace(self.reference(), problem=self.problem)
+
+    @property
+    def extractor(self) -> Extractor | None:
+        """The features in which a fit that can shall come near, None where values count."""
+        return None if self.distance is None else self.distance.extractor
+
+    @property
+    def inside(self) -> str:
+        """How a fit's name ends where it works on features."""
+        return "" if self.extractor is None else f" in {self.extractor.name}"
 
     def states_at(self, nodes: Nodes) -> Tensor:
         """Converged states (N + 1, B, ...) at levels, between those of the trajectories by cubic interpolation."""
@@ -118,11 +134,11 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
     image = task.x_init.ndim == 4 and min(task.x_init.shape[-2:]) > 1
     groups = _GROUPS if task.arrays and image else (1,)
 
-    def rows(afs: str, mean: Callable[[], Tensor | None]) -> Table:
+    def rows(afs: str, file: str, mean: Callable[[], Tensor | None]) -> Table:
         options = {"order": 2, "afs": task.analytic and afs}
         return learn_rows(
             task.problem, task.x_init, task.nfe, options=options, mean=mean(), holdout=_HELD, groups=groups,
-            reference=task.known, chunk=task.chunk,
+            reference=task.known, chunk=task.chunk, state=task.file(file),
         ).table  # fmt: skip
 
     def mean() -> Tensor:
@@ -133,14 +149,26 @@ def _learned(task: FitTask) -> Iterator[tuple[str, Fit]]:
         return learn_rows(
             task.problem, task.x_init, task.nfe, method=task.base.method, options=task.base.options,
             grids=task.grids, holdout=_HELD, reference=task.known, chunk=task.chunk,
+            state=task.file("learned-base.npz"),
         ).table  # fmt: skip
 
-    yield "learned rows", partial(rows, "unit", lambda: None)
+    yield "learned rows", partial(rows, "unit", "learned.npz", lambda: None)
     yield f"learned rows from {task.on}", on_base
     each = task.condition_means and not task.problem.one_condition(len(task.x_init))
     if task.arrays or each:
         of = "each condition" if each else "the data"
-        yield f"learned rows with the mean of {of}", partial(rows, "gaussian", mean)
+        yield f"learned rows with the mean of {of}", partial(rows, "gaussian", "learned-mean.npz", mean)
+
+
+def _rows(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit() -> Table:
+        options = {"order": 2, "afs": task.analytic and "unit"}
+        return learn_rows(
+            task.problem, task.x_init, task.nfe, options=options, grids=STARTS[:1], holdout=_HELD,
+            reference=task.known, chunk=task.chunk, state=task.file("rows.npz"),
+        ).table  # fmt: skip
+
+    yield f"rows of ipndm-2 from {STARTS[0]} levels", fit
 
 
 def _integration(task: FitTask) -> Iterator[tuple[str, Fit]]:
@@ -196,46 +224,59 @@ def _trained(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         options = {"order": 2, "afs": task.analytic}
         return train_rows(
-            task.problem, task.x_init, task.nfe, options=options, holdout=_HELD, chunk=task.chunk, reference=task.known
-        ).table
+            task.problem, task.x_init, task.nfe, options=options, holdout=_HELD, chunk=task.chunk,
+            reference=task.known, extractor=task.extractor, state=task.file("trained.pt"),
+        ).table  # fmt: skip
 
-    yield "trained rows", fit
+    yield f"trained rows{task.inside}", fit
 
 
 def _ld3(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
-        return learn_levels(task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known).table
+        return learn_levels(
+            task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known, extractor=task.extractor,
+            state=task.file("ld3.pt"),
+        ).table  # fmt: skip
 
-    yield "UniPC-3 on LD3 levels", fit
+    yield f"UniPC-3 on LD3 levels{task.inside}", fit
 
 
 def _bespoke(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
-        return bespoke_solver(task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known).table
+        return bespoke_solver(
+            task.problem, task.x_init, task.nfe, chunk=task.chunk, reference=task.known, state=task.file("bns.pt")
+        ).table
 
     yield "bespoke solver", fit
 
 
 def _aligned(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    def fit(method: str, order: int) -> Table:
+        return align_steps(
+            task.problem, task.x_init, task.nfe, method=method, options={"order": order}, chunk=task.chunk,
+            checkpoint=task.file(f"ays-{method}.npz"),
+        ).table  # fmt: skip
+
     for method, order in (("dpm++", 2), ("ipndm", 2)):
-        options = {"order": order}
-        fit = partial(align_steps, task.problem, task.x_init, task.nfe, method=method, options=options)
-        yield f"{method}-{order} on AYS levels", lambda fit=fit: fit(chunk=task.chunk).table  # type: ignore[misc]
+        yield f"{method}-{order} on AYS levels", partial(fit, method, order)
 
 
 def _searched(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         afs = (False, "unit") if task.analytic else (False,)
         space = DecisionSpace(task.problem.path, task.nfe, afs=afs)
-        state = task.file("search.json")
-        return search_steps(task.problem, task.x_init, task.nfe, space=space, state=state, chunk=task.chunk).table
+        return search_steps(
+            task.problem, task.x_init, task.nfe, space=space, state=task.file("search.json"), chunk=task.chunk,
+            objective="end point" if task.distance is None else task.distance.on,
+        ).table  # fmt: skip
 
-    yield "S3 search", fit
+    yield f"S3 search{task.inside}", fit
 
 
 FITTERS: dict[str, Fitter] = {
     "gaussian": _gaussian,
     "learned": _learned,
+    "rows": _rows,
     "iia": _integration,
     "dc": _compensation,
     "gits": _gits,
@@ -246,6 +287,7 @@ FITTERS: dict[str, Fitter] = {
     "ays": _aligned,
     "s3": _searched,
 }
-"""By the names that `choose` and `pathline calibrate --method` take."""
+"""By the names that `choose` and `pathline calibrate --method` take; tables of "rows" have one base, so that
+`interpolation` works between them."""
 AUTO = ("gaussian", "iia", "learned", "dc", "gits")
 """What "auto" tries, in this order: fits that need no gradient, the cheapest first."""

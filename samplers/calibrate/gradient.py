@@ -8,6 +8,7 @@ the state by the same amount. How derivatives reach the levels is explained in `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +26,10 @@ from ..run_state import NonFiniteError
 from ..table import Table
 from .descent import LOSSES, Learner, Schedule
 from .extractor import KEY, Extractor
-from .row_fits import GRIDS, Reference, make_reference, mean_error, trajectory_calls
+from .row_fits import Reference, make_reference, trajectory_calls
 from .student import Student, walk
-from .trajectories import Problem, split
+from .trajectories import Problem, mean_error, split
+from .untuned import STARTS
 
 PARTS = ("rows", "levels", "labels")
 MEAN = "data_mean"
@@ -110,7 +112,7 @@ def train_rows(
     *,
     method: str = "ipndm",
     options: Mapping[str, Any] | None = None,
-    grids: Sequence[str] = GRIDS,
+    grids: Sequence[str] = STARTS,
     parts: Sequence[str] = PARTS,
     loss: str = "end",
     extractor: Extractor | None = None,
@@ -122,6 +124,7 @@ def train_rows(
     seed: int = 0,
     chunk: int | None = None,
     reference: Reference | None = None,
+    state: str | os.PathLike[str] | None = None,
 ) -> Trained:
     """Train residuals on the rows of a method, its levels and labels, by gradients through the network (GS, S4S).
 
@@ -157,11 +160,15 @@ def train_rows(
         Largest batch given to the network; the graph of one chunk is kept at a time.
     reference : Reference, optional
         Trajectories of all of `x_init` that exist already (`make_reference`), made otherwise.
+    state : path, optional
+        File of where the descent stands, written after every round; one that was cut short goes on from it with the
+        same result, and what it spent is counted again. It does not know the network, which must be the same.
 
     Raises
     ------
     ValueError
-        Arguments out of range, a base that is stochastic, references that are not finite or belong to other starts.
+        Arguments out of range, a base that is stochastic, references that are not finite or belong to other starts, a
+        state of another descent.
     BudgetError
         Before the first call, when the budget does not pay for references, bases and one round.
     """
@@ -176,7 +183,7 @@ def train_rows(
         seed=seed,
     )
     task = Task("gs", method, options, tuple(grids), schedule, loss, extractor, whitened)
-    return solve(task, problem, x_init, nfe, mean=mean, holdout=holdout, chunk=chunk, reference=reference)
+    return solve(task, problem, x_init, nfe, mean=mean, holdout=holdout, chunk=chunk, reference=reference, state=state)
 
 
 def solve(
@@ -189,6 +196,7 @@ def solve(
     holdout: float | int = 0.25,
     chunk: int | None = None,
     reference: Reference | None = None,
+    state: str | os.PathLike[str] | None = None,
 ) -> Trained:
     """Carry a task out; arguments, errors and result as in `train_rows`."""
     check_start(x_init, problem.guidance)
@@ -215,7 +223,7 @@ def solve(
     start = learner.judged() if task.extractor is not None else (min(errors), min(errors))
     rates = {**task.schedule.rates, "rows": task.schedule.rates.get("rows", 0.0) * min(errors)}
     if sum(rounds for rounds, _ in task.schedule.phases) > 0:
-        learner.descend(replace(task.schedule, rates=rates))
+        learner.descend(replace(task.schedule, rates=rates), state)
     return _result(task, learner, min(errors), start[0], problem, before)
 
 
@@ -277,22 +285,25 @@ def _result(
     sizes = sum(p.numel() for p in learner.parameters.values())
     features = (loss, base_loss) if task.extractor is not None else None
     course = tuple(entry[0] for entry in learner.course)
+    marker = {} if task.extractor is None else {KEY: task.extractor.marker}
     if not loss < base_loss:
         if learner.course:
             notes.append(f"nothing learned beat the base ({base_error:.4g}) on the hold-out; the base is kept")
-        kept = None if features is None else (base_loss, base_loss)
-        return Trained(student.table, base_error, base_error, problem.calls - before, sizes, kept, course, tuple(notes))
+        kept, calls = None if features is None else (base_loss, base_loss), problem.calls - before
+        table = problem.fitted(student.table, name=task.name, nfe=student.calls, calls=calls, notes=notes, **marker)
+        if marker:  # the extractor decided; it is kept twice, as `released` drops the provenance
+            table = replace(table, options={**table.options, **marker})
+        return Trained(table, base_error, base_error, calls, sizes, kept, course, tuple(notes))
     if error > base_error:
         notes.append(f"features are closer than the base's, values are not: {error:.4g} against {base_error:.4g}")
     with torch.no_grad():
         lam, shifts = (value.numpy() for value in learner.placed())
         weights = [w.numpy() for w in learner.numbers().weights]
     fit = {"name": task.name, "holdout_error": error, "base_error": base_error, "train": len(learner.train.start)}
-    marker = {} if task.extractor is None else {KEY: task.extractor.marker}
     record = {**student.table.options, "fitted": fit, **marker}
     table = student.build(lam, shifts)
     table = student.with_rows(table, weights, record) if "rows" in task.parts else replace(table, options=record)
-    known = {"nfe": student.calls, "calls": problem.calls - before, **fit, **marker}
+    known = {"nfe": student.calls, "calls": problem.calls - before, "notes": notes, **fit, **marker}
     table = problem.fitted(table, **known)
     return Trained(table, error, base_error, problem.calls - before, sizes, features, course, tuple(notes))
 

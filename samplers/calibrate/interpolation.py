@@ -16,26 +16,23 @@ from torch import Tensor
 
 from pathline.interpolants import GaussianPath
 
-from ..grids import make_nodes
 from ..nodes import Nodes, points_at, times_at
 from ..numerics import Array
 from ..registry import build_table, method_info
 from ..table import Table
 from ..transforms import DATA_MEAN, with_anchor
+from .extractor import KEY, fitted_features, marker_of
 from .objectives import EndPointError
 from .regression import Searched, fit_ratios
 from .row_fits import make_reference, trajectory_calls
 from .trajectories import Problem
 from .triangular import Triangular, triangular
+from .untuned import METHODS, STARTS, untuned_tables
 
 _OUTSIDE = 0.1  # of the range of guidance scales: how far beyond it a prediction goes
 _DEGREE = 2
 _APART = 0.05
-_UNTUNED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("ipndm", {"order": 3, "afs": "unit"}),
-    ("ipndm", {"order": 4, "afs": "unit"}),
-    ("unipc", {"order": 2}),
-)
+_RIVALS = 3  # untuned methods beside the base, each on three grids
 _ONE_BASE = (
     "choose and pathline calibrate take whichever base is best, so fit them all with learn_rows(problem, x_init, nfe, "
     "method=..., options=..., grids=[...]), the same for all"
@@ -93,8 +90,8 @@ def interpolate_tables(
     Raises
     ------
     ValueError
-        None or both of nfe and guidance, tables of different bases, scales that are not known, or a value too far
-        outside of what was fitted.
+        None or both of nfe and guidance, tables of different networks, paths, predictions, feature spaces or bases,
+        scales that are not known, or a value too far outside of what was fitted.
     """
     if (nfe is None) == (guidance is None):
         raise ValueError(f"give one of nfe (={nfe!r}) and guidance (={guidance!r}): it says what is interpolated")
@@ -102,6 +99,7 @@ def interpolate_tables(
         raise ValueError(f"tables holds {len(tables)} of them; at least 2 are needed to interpolate between")
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share={share!r} is not possible; it must lie in [0, 1]")
+    _check_origins(tables)
     _check_bases(tables)
     scales = _scales(tables, guidances)
     if guidance is not None:
@@ -120,7 +118,10 @@ def interpolate_tables(
     scale = guidance if guidance is not None else scales[0]
     made = [{"nfe": t.evaluations, "guidance": s} for t, s in zip(tables, scales, strict=True)]
     facts = {"guidance": scale, "nfe": table.evaluations, "interpolated_from": made, "share": share, "calls": 0}
-    return replace(table, provenance={**kept, "path": kept.get("path", repr(path)), **facts})
+    options = table.options
+    if (marker := next((m for m in map(marker_of, tables) if m), None)) is not None:
+        kept, options = {**kept, KEY: marker}, {**options, KEY: marker}
+    return replace(table, options=options, provenance={**kept, "path": kept.get("path", repr(path)), **facts})
 
 
 def judged_interpolation(
@@ -159,14 +160,10 @@ def judged_interpolation(
     found = [interpolate_tables(problem.path, tables, share=share, **asked) for share in SHARES]
     count = found[0].evaluations
     own = {k: v for k, v in _options(found[0]).items() if k != "ratios"}
-    methods = [(found[0].method, own), *_UNTUNED]
-    plain = [
-        build_table(name, make_nodes(problem.path, grid, count + bool(options.get("afs", False))), **options)
-        for name, options in methods
-        for grid in ("karras", "logsnr", "time")
-    ]
+    methods = [(found[0].method, own), *METHODS[:_RIVALS]]
+    plain = [*untuned_tables(problem, count, methods=methods, grids=STARTS).values()]
     batch, before = len(x_init), problem.calls
-    problem.require(batch * (trajectory_calls(problem) + count * (len(found) + len(plain))), "judging tables")
+    problem.require(batch * judging_calls(problem, count), "judging tables")
     end = make_reference(problem, x_init, {}, chunk).end
     judge = EndPointError(problem, x_init, end, chunk, anchors={} if mean is None else {DATA_MEAN: mean})
     errors = [judge(table) for table in (*found, *plain)]
@@ -177,12 +174,29 @@ def judged_interpolation(
     return Interpolated((*found, *plain)[best], errors[best], base, problem.calls - before, tuple(notes))
 
 
+def judging_calls(problem: Problem, nfe: int) -> int:
+    """Most network calls that a judgement of tables of `nfe` calls takes for each sample."""
+    return trajectory_calls(problem) + nfe * (len(SHARES) + 1 + len(STARTS) * (1 + _RIVALS))
+
+
 # --- checks -------------------------------------------------------------------------------------------------
 
 
 def _options(table: Table) -> dict[str, Any]:
     known = {*method_info(table.method).options, "afs"}
     return {k: v for k, v in table.options.items() if k in known}
+
+
+def _check_origins(tables: Sequence[Table]) -> None:
+    for key in ("network", "path", "prediction"):
+        known = {t.provenance[key]: t for t in tables if key in t.provenance}
+        if len(known) > 1:
+            raise ValueError(
+                f"tables were fitted to another {key} each, {' and '.join(map(str, known))}; give those of one"
+            )
+    spaces = {space for space in map(fitted_features, tables) if space is not None}
+    if len(spaces) > 1:
+        raise ValueError(f"tables were fitted in the feature spaces {' and '.join(sorted(spaces))}; give those of one")
 
 
 def _check_bases(tables: Sequence[Table]) -> None:

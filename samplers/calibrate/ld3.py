@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from .descent import Schedule
 from .extractor import Extractor
 from .gradient import Task, Trained, solve, whitened
-from .row_fits import GRIDS, Reference
+from .row_fits import Reference
 from .trajectories import Problem
+from .untuned import STARTS
 
 _RATES = {"levels": 0.05, "labels": 0.05}
 _RADIUS = 1e-3
@@ -24,7 +26,7 @@ def learn_levels(
     *,
     method: str = "unipc",
     options: Mapping[str, Any] | None = None,
-    grids: Sequence[str] = GRIDS,
+    grids: Sequence[str] = STARTS,
     labels: bool = True,
     loss: str = "end",
     extractor: Extractor | None = None,
@@ -36,6 +38,7 @@ def learn_levels(
     seed: int = 0,
     chunk: int | None = None,
     reference: Reference | None = None,
+    state: str | os.PathLike[str] | None = None,
 ) -> Trained:
     """Levels and labels of an exact method that bring its ends to the teacher's (Tong et al. 2025, LD3).
 
@@ -66,4 +69,4 @@ def learn_levels(
     phases = [(rounds[0], ("levels",)), (rounds[1], both)]
     schedule = Schedule(phases, _RATES, batch=batch, radius=radius, seed=seed)
     task = Task("ld3", method, dict(options or {}), tuple(grids), schedule, loss, extractor, whitened)
-    return solve(task, problem, x_init, nfe, mean=mean, holdout=holdout, chunk=chunk, reference=reference)
+    return solve(task, problem, x_init, nfe, mean=mean, holdout=holdout, chunk=chunk, reference=reference, state=state)

@@ -6,9 +6,11 @@ by damped Gauss–Newton steps. Everything is judged on samples that take no par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,10 @@ from ..registry import build_table
 from ..table import Coefficient, Table
 from ..transforms import DATA_MEAN, with_anchor
 from .bases import in_basis, variance_groups
-from .row_fits import GRIDS, Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
+from .row_fits import Reference, fit_rows, make_reference, nodes_of, search_levels, trajectory_calls
 from .trajectories import Problem, split
 from .triangular import Triangular, triangular
+from .untuned import STARTS
 
 RIDGES = (1e-2, 1e-4, 1e-6)
 """Strengths of regularisation that are tried."""
@@ -120,6 +123,11 @@ def start_prediction(problem: Problem, x_init: Tensor, chunk: int | None = None)
     return torch.cat(parts)
 
 
+def condition_means(problem: Problem, x_init: Tensor, chunk: int | None = None) -> dict[str, Tensor]:
+    """What tables with a mean of each sample's condition must be given: `start_prediction` for every sample."""
+    return {DATA_MEAN: start_prediction(problem, x_init, chunk).expand(x_init.shape)}
+
+
 def learn_rows(
     problem: Problem,
     x_init: Tensor,
@@ -127,13 +135,14 @@ def learn_rows(
     *,
     method: str = "ipndm",
     options: Mapping[str, Any] | None = None,
-    grids: Sequence[str | Nodes] = GRIDS,
+    grids: Sequence[str | Nodes] = STARTS,
     mean: Tensor | None = None,
     holdout: float | int = 0.25,
     groups: Sequence[int] = (1,),
     rounds: int = 6,
     reference: Reference | None = None,
     chunk: int | None = None,
+    state: str | os.PathLike[str] | None = None,
 ) -> Learned:
     """Fit levels and rows for `nfe` calls to the trajectories that start at `x_init`.
 
@@ -164,6 +173,9 @@ def learn_rows(
         Trajectories of all of `x_init` that exist already (`make_reference`), made otherwise.
     chunk : int, optional
         Largest batch given to the network.
+    state : path, optional
+        Where the search of levels is kept after every round (.npz; one more for each number of groups); one that was
+        cut short goes on from there with the same result. It does not know the network, which must be the same.
 
     Raises
     ------
@@ -184,36 +196,50 @@ def learn_rows(
         task = _prepare(whole, train, mean, basis, method, given)
         base_error, rows, lam, ridge = _first_fit(task, nfe, grids)
         start: Table = rows.table
-        judge = task.held.error
-        rows, lam, course = search_levels(
-            task.train, task.base, lam, ridge=ridge, fixed_first=not task.afs, rounds=rounds, judge=judge
+        search = partial(
+            search_levels, task.train, lam=lam, ridge=ridge, fixed_first=not task.afs, judge=task.held.error
         )
-        train_error, error = min(course, key=lambda entry: entry[1])
-        for count in sorted(set(groups) - {1}):
-            found = variance_groups(task.train.end, count)
-            if found is None or problem.calls_left < 2 * nfe * len(x_init):
-                continue
-            more, _, steps = search_levels(
-                task.train, partial(task.base, groups=found), lam, ridge=ridge, fixed_first=not task.afs,
-                rounds=min(rounds, 2), judge=judge,
-            )  # fmt: skip
-            best = min(steps, key=lambda entry: entry[1])
-            if best[1] < error:
-                rows, (train_error, error) = more, best
-    if rows.groups is not None:
-        task.notes.append(f"{int(rows.groups.max()) + 1} groups of coordinates in the cosine basis")
-    elif basis is not None:
-        task.notes.append("groups of coordinates did not win on the hold-out")
+        rows, lam, course = search(task.base, rounds=rounds, state=state)
+        errors = min(course, key=lambda entry: entry[1])
+        if basis is not None:
+            again = partial(search, lam=lam, rounds=min(rounds, 2))
+            rows, errors = _grouped(task, sorted(set(groups) - {1}), nfe, again, state, (rows, errors))
+    train_error, error = errors
     calls = problem.calls - before
+    facts: dict[str, Any] = {"nfe": nfe, "calls": calls}
     if error >= base_error:
         task.notes.append(f"nothing learned beat the base ({base_error:.4g}) on the hold-out; the base is kept")
-        start = problem.fitted(start, name="learned", nfe=nfe, calls=calls, notes=task.notes)
-        return Learned(start, base_error, base_error, train_error, calls, ridge, tuple(task.notes))
-    fit = {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}
-    table = problem.fitted(
-        rows.to_table({"learned": fit}), name="learned", nfe=nfe, calls=calls, notes=task.notes, **fit
-    )
+        error, table = base_error, start
+    else:
+        fit = {"holdout_error": error, "base_error": base_error, "train": train, "ridge": ridge}
+        table, facts = rows.to_table({"learned": fit}), {**facts, **fit}
+    table = problem.fitted(table, name="learned", notes=task.notes, **facts)
     return Learned(table, error, base_error, train_error, calls, ridge, tuple(task.notes))
+
+
+def _grouped(
+    task: _Task,
+    counts: Sequence[int],
+    nfe: int,
+    search: Callable[..., tuple[Triangular, Array, list[tuple[float, float]]]],
+    state: str | os.PathLike[str] | None,
+    found: tuple[Triangular, tuple[float, float]],
+) -> tuple[Triangular, tuple[float, float]]:
+    """The rows found, or those with groups of coordinates that win on the hold-out, with their errors."""
+    for count in counts:
+        groups = variance_groups(task.train.end, count)
+        if groups is None or task.train.problem.calls_left < 2 * nfe * task.samples:
+            continue
+        file = None if state is None else Path(state).with_suffix(f".{count}.npz")
+        rows, _, course = search(partial(task.base, groups=groups), state=file)
+        best = min(course, key=lambda entry: entry[1])
+        if best[1] < found[1][1]:
+            found = rows, best
+    if found[0].groups is not None:
+        task.notes.append(f"{int(found[0].groups.max()) + 1} groups of coordinates in the cosine basis")
+    else:
+        task.notes.append("groups of coordinates did not win on the hold-out")
+    return found
 
 
 def _check(

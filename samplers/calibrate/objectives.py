@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..analysis import Spectrum, SpectrumLike, as_spectrum, transfer
+from ..anchors import missing_anchors
 from ..run_state import Hook, NonFiniteError, RunState
 from ..table import Table
 from .extractor import Extractor, digest_of
+from .learned import condition_means
 from .row_fits import Reference
 from .trajectories import Problem, mean_error
 
@@ -129,7 +132,7 @@ class FeatureDistance:
     ----------
     problem : Problem
     x_init : Tensor (B, ...)
-    features : callable Tensor (B, ...) -> Tensor (B, F)
+    features : callable Tensor (B, ...) -> Tensor (B, F), or a sequence of them that are joined
         Not the one that results are reported with.
     target : Tensor (M, F)
         Features of the reference set: data, or converged samples.
@@ -139,6 +142,8 @@ class FeatureDistance:
 
     Attributes
     ----------
+    extractor : Extractor
+        Features and name.
     marker : dict
         What such a table keeps of the extractor.
     identity : dict
@@ -154,7 +159,7 @@ class FeatureDistance:
         self,
         problem: Problem,
         x_init: Tensor,
-        features: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor], Tensor | Sequence[Tensor]],
         target: Tensor,
         *,
         name: str = "features",
@@ -164,31 +169,52 @@ class FeatureDistance:
             raise ValueError(f"target has shape {tuple(target.shape)}; a finite matrix of at least 2 rows is needed")
         if len(x_init) < 2:
             raise ValueError(f"x_init holds {len(x_init)} samples; a distance of features needs at least 2")
-        self.problem, self.x_init, self.features, self.target = problem, x_init, features, target
+        self.problem, self.x_init, self.target = problem, x_init, target
         self.name, self.chunk, self.samples = f"distance of {name}", chunk, len(x_init)
-        self.marker = Extractor(features, name).marker
+        self.extractor = Extractor(features, name)
+        self.marker = self.extractor.marker
         self.identity = {**self.marker, "target": digest_of({"target": target})}
+        self._means: dict[str, Tensor] | None = None
+
+    def on(self, problem: Problem, x_init: Tensor) -> FeatureDistance:
+        """The same distance of samples from other starts, whose conditions belong to `problem`."""
+        given = self.extractor
+        return FeatureDistance(problem, x_init, given.features, self.target, name=given.name, chunk=self.chunk)
+
+    def counted_by(self, problem: Problem) -> FeatureDistance:
+        """The same with its calls counted by another problem."""
+        own = self.problem
+        return self.on(replace(problem, model_kwargs=own.model_kwargs, guidance=own.guidance), self.x_init)
 
     def __call__(self, table: Table) -> float:
-        """The distance, or infinity; costs B·N calls."""
+        """The distance, or infinity; costs B·N calls, and at most B once where a table needs condition means."""
         try:
-            out = self.problem.run(table, self.x_init, chunk=self.chunk)
+            out = self.problem.run(table, self.x_init, chunk=self.chunk, anchors=self._anchors(table))
         except NonFiniteError:
             return math.inf
         if not bool(torch.isfinite(out).all()):
             return math.inf
-        return frechet(self.features(out), self.target)
+        with torch.no_grad():
+            return frechet(torch.cat([layer.flatten(1) for layer in self.extractor.of(out)], 1), self.target)
+
+    def _anchors(self, table: Table) -> dict[str, Tensor]:
+        if not missing_anchors(table):
+            return {}
+        if self._means is None:
+            self._means = condition_means(self.problem, self.x_init, self.chunk)
+        return self._means
 
 
 def frechet(first: Tensor, second: Tensor) -> float:
     """|Δmean|² + tr(C + C' − 2(CC')^½) of two sets of features (n, F) and (m, F), biased as small sets are.
 
     With centred sets A, B the last term is the sum of singular values of A·Bᵀ/√((n − 1)(m − 1)), which needs no
-    covariance and no matrix root.
+    covariance and no matrix root. Of a set larger than F its triangular factor says the same.
     """
     a, b = first.detach().double(), second.detach().double()
     apart = (a.mean(0) - b.mean(0)).square().sum()
     a, b = (a - a.mean(0)) / math.sqrt(len(a) - 1), (b - b.mean(0)) / math.sqrt(len(b) - 1)
+    a, b = (torch.linalg.qr(c, mode="r").R if len(c) > c.shape[1] else c for c in (a, b))
     common = torch.linalg.svdvals(a @ b.T).sum()
     return float(apart + a.square().sum() + b.square().sum() - 2.0 * common)
 

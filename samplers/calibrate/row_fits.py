@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,11 @@ from ..border import Border
 from ..grids import make_nodes
 from ..nodes import Level, Nodes, points_at, times_at
 from ..numerics import Array
+from .extractor import digest_of
+from .level_state import LevelState
 from .trajectories import Problem, mean_error, reference_calls, reference_states, sample_errors
 from .triangular import Triangular, execute
 
-GRIDS = ("karras", "logsnr", "time")
-"""Grids that fits start from; the best on their hold-out is the base."""
 _DENSE = 40  # levels at which reference states are kept; what lies between is interpolated
 _PER_STEP = 4
 _STENCIL = 4
@@ -215,6 +216,7 @@ def search_levels(
     fixed_first: bool,
     rounds: int,
     judge: Callable[[Triangular], float],
+    state: str | os.PathLike[str] | None = None,
 ) -> tuple[Triangular, Array, list[tuple[float, float]]]:
     """Damped Gauss–Newton steps on the levels, every row fitted anew for each choice of them.
 
@@ -228,6 +230,9 @@ def search_levels(
         Steps at most; each costs about B·N·(N + 1) calls, and none is begun that the budget does not pay for.
     judge : callable
         Hold-out error of rows; the best rows by it are returned.
+    state : path, optional
+        File of where the search stands, written after every round; one that was cut short goes on from it, and what it
+        spent is counted again.
 
     Returns
     -------
@@ -238,14 +243,26 @@ def search_levels(
         rows, end = fit_rows(reference, build(lam), ridge)
         return _Point(lam, rows, end - reference.end)
 
-    point, damping = fitted(lam), _DAMPING
-    best, course = point, [(point.error, judge(point.rows))]
+    at, problem = LevelState.open(state, _key(reference, lam, ridge)), reference.problem
+    began = problem.calls
+    if at.course:
+        problem.charge(at.calls)
+        point, damping, course = (
+            _Point(at.lam, at.rows(build, best=False), at.residual.to(reference.end)),
+            at.damping,
+            at.course,
+        )
+        best = _Point(at.best_lam, at.rows(build, best=True), point.residual)
+    else:
+        point, damping = fitted(lam), _DAMPING
+        best, course = point, [(point.error, judge(point.rows))]
     free = range(int(fixed_first), len(lam))
     cost = len(reference.start) * point.rows.calls
-    for _ in range(rounds):
-        if reference.problem.calls_left < cost * (len(free) + _TRIES + 2):
+    for done in range(len(course) - 1, rounds):
+        if done and course[-1][0] > (1.0 - _ENOUGH) * course[-2][0]:
             break
-        before = point.error
+        if problem.calls_left < cost * (len(free) + _TRIES + 2):
+            break
         reference = reference.weighted(point.residual)
         again = fitted(point.lam)
         point = again if again.error < point.error else point
@@ -262,9 +279,21 @@ def search_levels(
         course.append((point.error, judge(point.rows)))
         if course[-1][1] <= min(held for _, held in course):
             best = point
-        if point.error > (1.0 - _ENOUGH) * before:
-            break
+        at.lam, at.weights, at.residual, at.damping, at.course = (
+            point.lam,
+            point.rows.weights,
+            point.residual,
+            damping,
+            course,
+        )
+        at.best_lam, at.best_weights, at.calls = best.lam, best.rows.weights, problem.calls - began
+        at.save(state)
     return best.rows, best.lam, course
+
+
+def _key(reference: Reference, lam: Array, ridge: float) -> str:
+    """Tells searches apart by all but the network."""
+    return digest_of({"start": reference.start, "end": reference.end, "from": torch.tensor([*lam, ridge])})
 
 
 def _normal_equations(
