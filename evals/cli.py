@@ -10,6 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .calibration_commands import calibrate
+from .cli_options import Device, Features, Quiet, say
+from .likelihood_command import likelihood
+
 app = typer.Typer(
     name="pathline",
     help="Sample, train and compare diffusion, flow and bridge models.",
@@ -18,14 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Device = Annotated[str | None, typer.Option(help="Where networks run: cpu, cuda, mps.")]
-Features = Annotated[str | None, typer.Option(help="Feature space: raw, pca, pca:K, effnet-lite0, inception.")]
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:
@@ -117,9 +113,9 @@ def sweep(
     overrides |= {"nfe": _integers(nfe), "seeds": _integers(seeds), "force": force or None}
     settings = load_settings(config, overrides)
     try:
-        result = run_sweep(settings, out, progress=not quiet, say=_say)
+        result = run_sweep(settings, out, progress=not quiet, say=say)
     except KeyboardInterrupt:
-        _say(f"Interrupted; every finished result is in {out}. The same command goes on from there.")
+        say(f"Interrupted; every finished result is in {out}. The same command goes on from there.")
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
         print_sections(sections(result.records), keys=("fd", "rmse"))
@@ -139,7 +135,7 @@ def report(
 
     written = write_report(records, out, title)
     for text in written.warnings:
-        _say(f"warning: {text}")
+        say(f"warning: {text}")
     print_sections(written.sections, keys=("fd", "rmse"))
     typer.echo(f"Report: {written.page}")
 
@@ -284,40 +280,8 @@ def sample(
     typer.echo(f"{count} samples at {spent:g} evaluations each written to {out}")
 
 
-@app.command()
-def calibrate(
-    source: Annotated[str | None, typer.Argument(help="bed:NAME, a trained folder, or a pipeline name.")] = None,
-    *,
-    model: Annotated[str | None, typer.Option(help="The same, by name.")] = None,
-    nfe: Annotated[int, typer.Option(help="Network calls of the table that is sought.")],
-    budget: Annotated[int, typer.Option(help="Network calls for everything; a guided pair is one.")] = 20_000,
-    method: Annotated[str, typer.Option(help="auto, or one fit: learned, iia, dc, gits ...")] = "auto",
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    afs: Annotated[bool, typer.Option(help="Analytic first steps too; flow pipelines of diffusers run none.")] = True,
-    class_means: Annotated[bool, typer.Option("--class-means", help="May need class means when it is run.")] = False,
-    stats: Annotated[str | None, typer.Option(help="The data, for tables without calls: as `pathline rank`.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Start noises, a third of them to judge.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the start noises.")] = 0,
-    out: Annotated[Path, typer.Option(help="A .safetensors or .json file.")] = Path("table.safetensors"),
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Find the best table of a number of calls for a network, by its error on noises kept out, and save it."""
-    from .calibration import CalibrationSettings, calibrate_source, parts_folder, summary_of
-
-    given = [name for name in (source, model) if name is not None]
-    if len(given) != 1:
-        raise ValueError("name the source once: pathline calibrate SOURCE, or pathline calibrate --model SOURCE")
-    settings = CalibrationSettings(
-        given[0], nfe, guidance, budget, samples, seed, batch_size, device or "cpu", method, afs, class_means, stats
-    )
-    try:
-        choice = calibrate_source(settings, out, progress=not quiet)
-    except KeyboardInterrupt:
-        _say(f"Interrupted; what is finished is in {parts_folder(out)}. The same command goes on from there.")
-        raise typer.Exit(130) from None
-    typer.echo(summary_of(choice, out))
+app.command()(calibrate)
+app.command()(likelihood)
 
 
 @app.command()
@@ -349,7 +313,7 @@ def demo(
     try:
         run_demo(out, progress=not quiet, say=typer.echo)
     except KeyboardInterrupt:
-        _say(f"Interrupted; what is finished is in {out}. The same command goes on from there.")
+        say(f"Interrupted; what is finished is in {out}. The same command goes on from there.")
         raise typer.Exit(130) from None
 
 
@@ -366,7 +330,7 @@ def agree(
 
     from .agreement import agreement, agreement_page, print_agreement
 
-    results = agreement(classes or None, all_steps=all_steps, report=None if quiet else _say)
+    results = agreement(classes or None, all_steps=all_steps, report=None if quiet else say)
     print_agreement(results)
     if out is not None:
         page = agreement_page(results, all_steps)
@@ -385,7 +349,7 @@ def zoo(
     """Write the page of all methods: facts, stability regions and error per evaluation (minutes)."""
     from .zoo import write_zoo
 
-    page, count = write_zoo(out, _words(methods), None if quiet else _say)
+    page, count = write_zoo(out, _words(methods), None if quiet else say)
     typer.echo(f"{count} methods written to {page}")
 
 
@@ -396,5 +360,5 @@ def main() -> None:
     except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("PATHLINE_DEBUG"):
             raise
-        _say(f"pathline: error: {error}")
+        say(f"pathline: error: {error}")
         sys.exit(1)

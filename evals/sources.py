@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathline.interpolants import DiscretePath, GaussianPath, LinearPath, unknown_name
 from pathline.samplers import ClassifierFree
+from pathline.samplers.guidance import Place
 
 from .files import digest, file_digest
 from .settings import parse_spec
@@ -66,6 +67,8 @@ class Source:
         Gives the configuration of the stock scheduler of ``network``.
     pipeline : callable or None
         Opens the diffusers pipeline whose own loop the scheduler runner calls.
+    flow_only : bool
+        Whether the model gives a flow and no score: samplers that add noise are refused then.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Source:
     network: Any = None
     scheduler: Callable[[], Any] | None = None
     pipeline: Callable[[], Any] | None = None
+    flow_only: bool = False
 
     def kwargs(self, indices: range, device: str = "cpu") -> dict[str, Any]:
         """Conditions of some global sample indices."""
@@ -139,9 +143,11 @@ class Source:
 class _NullLabel(ClassifierFree):
     """Guidance whose empty label, one integer, is spread over the batch."""
 
-    def __call__(self, network: Any, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def branches(
+        self, network: Any, x: Tensor, t: Tensor, kwargs: dict[str, Any], place: Place | None
+    ) -> tuple[Tensor, Tensor]:
         free = {k: torch.full((len(x),), v, device=x.device) for k, v in self.unconditional.items()}
-        return ClassifierFree(self.scale, free, self.batched)(network, x, t, kwargs)
+        return ClassifierFree(self.scale, free, self.batched).branches(network, x, t, kwargs, place)
 
 
 def open_source(text: str, device: str = "cpu") -> Source:

@@ -1,13 +1,13 @@
 """How to integrate: every sampler is compiled to a table of coefficients, and one loop runs any table."""
 
-from . import analysis, error_bound_grid, methods
+from . import analysis, editing, error_bound_grid, likelihood, methods, smc
 from .adaptive import AdaptiveError, BrownianPath, adaptive_info, brownian_noise, list_adaptive
 from .border import Border
 from .bridge_grids import BridgeNodes, bbdm_nodes, bridge_nodes, i2sb_nodes, resshift_nodes
 from .frames import InvariantError, check, propagate, residuals
 from .functions import function_sampler, register_into, sampler_functions
 from .grids import GridInfo, grid_info, list_grids, make_nodes, register_grid, shift_time
-from .guidance import ClassifierFree, Guidance
+from .guidance import AutoGuidance, ClassifierFree, ClassifierGuidance, CostGuidance, Guidance, guided_pipeline
 from .keyed_noise import START_NOISE, keyed_normal, seed_of
 from .loop import run
 from .methods.singlestep import singlestep_orders
@@ -33,11 +33,14 @@ __all__ = [
     "START_NOISE",
     "AdaptiveError",
     "AnalyticStart",
+    "AutoGuidance",
     "Border",
     "BridgeNodes",
     "BrownianPath",
     "Case",
     "ClassifierFree",
+    "ClassifierGuidance",
+    "CostGuidance",
     "DynamicThreshold",
     "GridInfo",
     "Guidance",
@@ -70,14 +73,17 @@ __all__ = [
     "denoise_end",
     "discrete_labels",
     "dot",
+    "editing",
     "edm_preconditioned",
     "error_bound_grid",
     "from_diffusers",
     "function_sampler",
     "grid_info",
+    "guided_pipeline",
     "heavy_ball",
     "i2sb_nodes",
     "keyed_normal",
+    "likelihood",
     "list_adaptive",
     "list_grids",
     "list_methods",
@@ -99,4 +105,5 @@ __all__ = [
     "seed_of",
     "shift_time",
     "singlestep_orders",
+    "smc",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pathline.interpolants import PREDICTIONS, coefficients, unknown_name
 
 from .combine import affine
-from .guidance import Guidance
+from .guidance import Guidance, Place, StepMap, check_guidance, guided_output
 from .nodes import Level
 from .table import Row, Table
 from .thresholding import Thresholding
@@ -38,12 +38,18 @@ class Border:
     ----------
     evaluations : int
         Network calls so far; a guided call counts once.
+    forwards : int
+        Forward passes so far of all branches, one for each sample of the batch.
+    memory : dict of name -> Tensor (B, ...)
+        What a guidance keeps for each sample, see `guidance.Place`.
 
     Raises
     ------
     ValueError
-        Unknown prediction, or a thresholding that cannot be called.
+        Unknown prediction, a thresholding that cannot be called, or a guidance that cannot act here.
     """
+
+    table: Table | None = None
 
     def __init__(
         self,
@@ -61,12 +67,16 @@ class Border:
                 "any function of the data prediction"
             )
         self.model = model
+        check_guidance(guidance, self.table)
         self.prediction = prediction
         self.guidance = guidance
         self.thresholding = thresholding
         self.network_dtype = x.dtype
         self.label_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.evaluations = 0
+        self.forwards = 0
+        self.memory: dict[str, Tensor] = {}
+        self._steps = None if self.table is None else StepMap(self.table)
 
     def conversion(self, level: Level, form: str) -> tuple[Pair, ...]:
         """Host coefficients (c_x, c_out) of each conversion from the network's output to `form` at `level`.
@@ -92,7 +102,7 @@ class Border:
         """
         conversion = self.conversion(level, form)
         t = torch.full((len(query),), level.time, dtype=self.label_dtype, device=query.device)
-        return self._evaluate(query, t, conversion, kwargs)
+        return self._evaluate(query, t, conversion, kwargs, level)
 
     def _evaluate(
         self,
@@ -100,13 +110,17 @@ class Border:
         t: Tensor,
         conversion: tuple[Pair, ...],
         kwargs: Mapping[str, Any],
+        level: Level,
+        row: int | None = None,
         source: Tensor | None = None,
-        anchor: float = 0.0,
     ) -> Tensor:
         """Call and convert; what a bridge's query holds of its source, anchor·source, is left out of conversions."""
-        x = query.to(self.network_dtype)
-        guided = self.guidance
-        raw = self.model(x, t, **kwargs) if guided is None else guided(self.model, x, t, dict(kwargs))
+        x, anchor = query.to(self.network_dtype), level.anchor
+        if self.guidance is None:
+            raw = self.model(x, t, **kwargs)
+            self.forwards += 1
+        else:
+            raw = self._guided(x, t, dict(kwargs), level, row, None if source is None else anchor * source)
         self.evaluations += 1
         if self.evaluations == 1:
             _check_output(raw, x)
@@ -118,6 +132,19 @@ class Border:
             if on_query != 0.0 and anchor and source is not None:
                 output = output.add(source, alpha=-on_query * anchor)
         return output
+
+    def _guided(
+        self, x: Tensor, t: Tensor, kwargs: dict[str, Any], level: Level, row: int | None, anchored: Tensor | None
+    ) -> Tensor:
+        """The guided output; a guidance that asks for the place of the evaluation is told."""
+        assert self.guidance is not None
+        place = Place(level, self.prediction, self.memory, row, self.table, anchored=anchored)
+        if row is not None and self._steps is not None:
+            place.step, place.steps = self._steps.step(row), self._steps.count
+            place.first_stage = self._steps.first_stage(row)
+        raw = guided_output(self.guidance, place.counted(self.model), x, t, kwargs, place)
+        self.forwards += place.forwards
+        return raw
 
 
 class TableBorder(Border):
@@ -146,6 +173,7 @@ class TableBorder(Border):
         guidance: Guidance | None = None,
         thresholding: Thresholding | None = None,
     ) -> None:
+        self.table = table
         super().__init__(model, x, prediction, guidance, thresholding)
         self.conversions = [
             _of_row(table, k, row, prediction, self.conversion) if row.calls_network else ()
@@ -158,7 +186,7 @@ class TableBorder(Border):
     ) -> Tensor:
         """Evaluate the network at `query` for row `index`; returns the output in the row's form."""
         t = self.labels[index].expand(len(query))
-        return self._evaluate(query, t, self.conversions[index], kwargs, source, row.level.anchor)
+        return self._evaluate(query, t, self.conversions[index], kwargs, row.level, index, source)
 
 
 def _same_shape(thresholded: Any, data: Tensor) -> Tensor:

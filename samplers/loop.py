@@ -14,7 +14,7 @@ from .anchors import anchor_values
 from .border import Model, TableBorder
 from .combine import Combiner, check_table_fits
 from .describe import value_names
-from .guidance import Guidance
+from .guidance import Guidance, guidance_hooks
 from .keyed_noise import run_keys, run_normals, seed_of
 from .run_state import Callback, Hook, NoiseSource, NonFiniteError, Result, RunState, StepInfo
 from .table import Row, Table
@@ -89,7 +89,10 @@ def run(
         seed = seed_of(seed)
     draw = noise or _keyed_source(table, seed, index)
     like = values[0]
-    state = RunState(table, values, index, dict(model_kwargs or {}))
+    state = RunState(
+        table, values, index, dict(model_kwargs or {}), seed=seed, prediction=prediction, extras=border.memory
+    )
+    hooks = (*guidance_hooks(guidance), *hooks)
     combine = Combiner(x_init.device, table.basis)
     norms: list[tuple[list[int], list[Tensor]]] = []
     with torch.set_grad_enabled(differentiable), _bar(table, progress) as tick:
@@ -113,7 +116,8 @@ def run(
     sample = state.values[table.result].to(x_init.dtype)
     if not full:
         return sample
-    return Result(sample, border.evaluations, table, state.log_weights, {"prediction": prediction, "seed": seed})
+    protocol = {"prediction": prediction, "seed": seed, "forwards": border.forwards}
+    return Result(sample, border.evaluations, table, state.log_weights, protocol)
 
 
 def _evaluate(state: RunState, border: TableBorder, row: Row, hooks: Sequence[Hook], combine: Combiner) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -34,6 +34,12 @@ class RunState:
     log_weights : (B,) or None
         For particle methods; the loop only carries it.
     row : int
+    seed : int
+        Key of the run's noise, for hooks that draw.
+    prediction : str
+        What the network returns.
+    extras : dict of name -> Tensor (B, ...)
+        What hooks keep for each sample, such as the last reward; gathered with the state.
     """
 
     table: Table
@@ -42,6 +48,9 @@ class RunState:
     kwargs: dict[str, Any]
     log_weights: Tensor | None = None
     row: int = 0
+    seed: int = 0
+    prediction: str = "data"
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def data(self) -> Tensor | None:
@@ -49,18 +58,31 @@ class RunState:
         row = self.table.rows[self.row]
         return self.values.get(row.output) if row.output is not None and row.form == "data" else None
 
-    def gather(self, index: Tensor) -> None:
-        """Re-index every register and condition by `index` (B,), as a resampler does; noise keys stay."""
+    def gather(self, index: Tensor, collect: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Re-index every register, condition and extra by `index` (B,), as a resampler does; noise keys stay.
+
+        `collect` gives the rows (n, ...) that the index refers to from this process's (B, ...), where a batch is spread
+        over several processes. Log-weights are the resampler's own affair.
+        """
         batch = len(self.samples)
-        self.values = {k: v.index_select(0, index) for k, v in self.values.items()}
+
+        def chosen(value: Tensor) -> Tensor:
+            return (value if collect is None else collect(value)).index_select(0, index)
+
+        self.values = {k: chosen(v) for k, v in self.values.items()}
+        self.extras.update({k: chosen(v) for k, v in self.extras.items()})  # in place: guidances keep theirs here too
         self.kwargs = {
-            k: v.index_select(0, index) if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v
-            for k, v in self.kwargs.items()
+            k: chosen(v) if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in self.kwargs.items()
         }
 
 
 class Hook:
-    """Base of hooks; override what is needed. Each method is called once per row that has such a moment."""
+    """Base of hooks; override what is needed. Each method is called once per row that has such a moment.
+
+    `whole_batch` is True for hooks that let samples interact, which a batch run in chunks would part.
+    """
+
+    whole_batch: ClassVar[bool] = False
 
     def before_model(self, run: RunState, query: Tensor) -> Tensor | None:
         """Return a tensor to change what the network sees."""
@@ -108,7 +130,8 @@ class Result:
         None for adaptive methods, which have no table.
     log_weights : Tensor (B,) or None
     options : dict
-        Protocol of the run: prediction, seed and the like; of adaptive methods also the accepted and rejected steps.
+        Protocol of the run: prediction, seed, forward passes of all branches ("forwards"; a guided pair counts twice);
+        of adaptive methods also the accepted and rejected steps.
     """
 
     sample: Tensor

@@ -17,7 +17,7 @@ from .border import Model
 from .defaults import default_settings, is_guided
 from .fitted import check_fit, is_table, open_table
 from .grids import grid_info, make_nodes
-from .guidance import Guidance
+from .guidance import Guidance, guidance_hooks
 from .keyed_noise import seed_of
 from .loop import check_start, run
 from .nodes import Nodes
@@ -108,9 +108,7 @@ def sample(
     check_start(x_init, guidance)
     path = path if path is not None else getattr(model, "path", None)
     prediction = prediction or getattr(model, "prediction", None) or "data"
-    size = len(x_init) if chunk_size is None else chunk_size
-    if size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r} is not possible; it must be at least 1")
+    size = _chunk(len(x_init), chunk_size, (*guidance_hooks(guidance), *hooks))
     common: dict[str, Any] = {
         "prediction": prediction,
         "guidance": guidance,
@@ -250,6 +248,19 @@ def _required(path: Process | None) -> Process:
             "path is missing: pass path=LinearPath() or whatever the model was trained on, or grid=Nodes(...)"
         )
     return path
+
+
+def _chunk(batch: int, chunk_size: int | None, hooks: Sequence[Hook]) -> int:
+    """Largest batch of one run."""
+    size = batch if chunk_size is None else chunk_size
+    if size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r} is not possible; it must be at least 1")
+    if size < batch and any(hook.whole_batch for hook in hooks):
+        raise ValueError(
+            f"chunk_size={chunk_size!r} would part samples that a hook lets interact; leave it out, and bound the "
+            "memory of the network with smc.Chunked(model, size)"
+        )
+    return size
 
 
 def _part(values: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathline.samplers import Table, list_adaptive, list_methods
 COMMANDS = {"train", "ema", "sweep", "report", "rerun", "stats", "methods", "inspect", "rank", "sample", "bench"} | {
     "demo",
     "calibrate",
+    "likelihood",
 }
 
 

@@ -80,7 +80,7 @@ class AdaptiveRun:
                 self.path, border, model_kwargs or {}, monitor, self.start, self.end, self.open_end, seed, index, tick
             )
             result = self.info.solve(problem, x, **self.options)
-        protocol = {"prediction": prediction, "seed": seed}
+        protocol = {"prediction": prediction, "seed": seed, "forwards": border.forwards}
         protocol |= {"accepted": monitor.accepted, "rejected": monitor.rejected}
         return Result(result.to(x_init.dtype), border.evaluations, None, None, protocol)
 
