@@ -40,11 +40,14 @@ def open_pipeline(text: str, device: str) -> Source:
             "measures it"
         )
 
+    if card.get("vector_condition") is not None:
+        raise ValueError(f"{name} is told a vector of each image; sample it in Python, see docs/training.md")
+
     @functools.cache
     def pipeline() -> Any:
         return _stock_pipeline(text, device)
 
-    has_loop = _scheduler_can_run(loaded)
+    has_loop = _scheduler_can_run(loaded) and (not card or card.get("pipeline") is not None)
     return Source(
         f"{name} ({loaded.path.name} path, {loaded.prediction} prediction)",
         "pipeline",
@@ -60,6 +63,7 @@ def open_pipeline(text: str, device: str) -> Source:
         network=loaded.model.network if has_loop else None,
         scheduler=(lambda: pipeline().scheduler.config) if has_loop else None,
         pipeline=pipeline if has_loop else None,
+        flow_only=not card.get("takes_noise", True),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pathline.samplers import plan
+from pathline.samplers import Table, plan
 from pathline.samplers.calibrate.trajectories import Problem
 from pathline.samplers.files import replacing
 from pathline.training import list_recipes, read_recipe, save_preview, train_recipe
@@ -52,7 +52,7 @@ def measure(folder: Path, budgets: Sequence[int], space: str, count: int) -> dic
     judge = Judge(source, 1.0, space, count)
     found: dict[str, Any] = {}
     for nfe in budgets:
-        found[str(nfe)] = judge.distance(plan(source.path, nfe=nfe, prediction=source.prediction))
+        found[str(nfe)] = judge.distance(_table(source, nfe))
     found["converged"] = judge.floor
     save_preview(folder / SHEET, _some_samples(source, max(budgets)), columns=_SHOWN // 2)
     return {"distance": found}
@@ -64,7 +64,13 @@ def _some_samples(source: Source, nfe: int) -> Tensor:
     problem = Problem(source.model, source.path, source.prediction, None, source.kwargs(indices))
     with torch.no_grad():
         start = start_state(source, _SEED, indices, torch.float32)
-        return run_table(problem, plan(source.path, nfe=nfe, prediction=source.prediction), start)
+        return run_table(problem, _table(source, nfe), start)
+
+
+def _table(source: Source, nfe: int) -> Table:
+    """The sampler that `sample` takes without a method; of a flow alone Heun's in equal steps, as `pathline sample`."""
+    given = {"method": "heun", "grid": "time"} if source.flow_only else {}
+    return plan(source.path, nfe=nfe, prediction=source.prediction, **given)
 
 
 def table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:

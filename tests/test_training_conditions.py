@@ -1,6 +1,7 @@
 """Images to restore, latents, scaled skips, and the direction of the velocity, in runs and by themselves."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from pathline.interpolants import LinearPath
 from pathline.samplers import sample
-from pathline.training import GaussianObjective, build_network, default_config, load_data, load_pipeline
+from pathline.training import GaussianObjective, build_network, default_config, load_data, load_pipeline, reconstruct
 from pathline.training.degradation import degradation_from_config
 from pathline.training.direction import loss_with_direction
-from pathline.training.networks import scale_skips
-from support.training_runs import fresh_accelerate, resumed_equals_unbroken, run
+from pathline.training.loss_uncertainty import LossUncertainty, balanced
+from pathline.training.skip_scaling import install_skip_scaling
+from support.training_runs import fresh_accelerate, losses, resumed_equals_unbroken, run, same, weights
 
 INPAINTING = {"image_condition": "inpainting", "image_condition_config": {"tiles": 4, "hidden": 0.5}}
 SMALLER = {"image_condition": "super_resolution", "image_condition_config": {"factor": 2, "noise": 0.2}}
@@ -117,7 +119,7 @@ def test_skips_are_scaled_outermost_least() -> None:
     seen: list[Tensor] = []
     for network in (plain, scaled):
         if network is scaled:
-            scale_skips(network, 0.5)
+            install_skip_scaling(network, "constant", 0.5)
         for block in network.up_blocks:  # type: ignore[union-attr]
             # hooks run in order of their registration: this one sees what the block sees
             block.register_forward_pre_hook(lambda block, arguments: seen.extend(reversed(arguments[1])))
@@ -132,7 +134,7 @@ def test_skips_are_scaled_outermost_least() -> None:
 def test_a_scale_of_one_changes_nothing_and_others_are_loaded_again(tmp_path: Path) -> None:
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.7])
     plain, one = unet(), unet()
-    scale_skips(one, 1.0)
+    install_skip_scaling(one, "constant", 1.0)
     with torch.no_grad():
         assert torch.equal(plain(x, t).sample, one(x, t).sample)
     folder = resumed_equals_unbroken(tmp_path, skip_scale=0.7)
@@ -189,3 +191,73 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path, options: d
     with pytest.raises(ValueError, match=words):
         run(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_skips_may_have_one_factor_or_learn_their_own() -> None:
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.2, 0.7])
+    plain, halved, learned = unet(), unet(), unet()
+    install_skip_scaling(halved, "inverse_sqrt2")
+    install_skip_scaling(learned, "learned")
+    seen: list[list[Tensor]] = []
+    for network in (plain, halved, learned):
+        found: list[Tensor] = []
+        for block in network.up_blocks:  # type: ignore[union-attr]
+            block.register_forward_pre_hook(lambda block, arguments, found=found: found.extend(reversed(arguments[1])))
+        with torch.no_grad():
+            network(x, t)
+        seen.append(found)
+    for before, half, own in zip(*seen, strict=True):
+        assert float(half.norm() / before.norm()) == pytest.approx(0.5**0.5, rel=1e-5)
+        assert 0.2 < float(own.norm() / before.norm()) < 0.8  # sigmoids of small numbers
+    added = {name for name, _ in learned.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert added
+    assert all("skip_factors" in name for name in added)
+    learned(x, t).sample.square().mean().backward()
+    assert all(
+        bool(value.grad.abs().sum() > 0) for name, value in learned.named_parameters() if name.endswith("layers.2.bias")
+    )
+
+
+def test_learned_factors_are_trained_saved_and_loaded(tmp_path: Path) -> None:
+    folder = resumed_equals_unbroken(tmp_path, skip_scaling="learned", ema="power", ema_snapshot_steps=2)
+    kept = {name: value for name, value in weights(folder).items() if "skip_factors" in name}
+    loaded = load_pipeline(folder)
+    assert kept
+    for name, value in kept.items():
+        assert torch.equal(loaded.network.state_dict()[name], value)
+    made = reconstruct(folder, 0.07).network  # between the two that are kept
+    assert any("skip_factors" in name for name, _ in made.named_parameters())
+    with pytest.raises(ValueError, match=r"skip_scale=0.5 is the κ of skip_scaling 'constant', got 'learned'"):
+        run(tmp_path / "other", skip_scaling="learned", skip_scale=0.5)
+
+
+def test_the_weight_of_a_level_is_learned_until_all_count_alike() -> None:
+    """Losses e^λ·(1 + noise): u is their logarithm, and the weighted loss is 1 + u at every level."""
+    generator = torch.Generator().manual_seed(0)
+    uncertainty = LossUncertainty(seed=1)
+    assert torch.equal(uncertainty(torch.linspace(-20, 20, 5)), torch.zeros(5))
+    optimizer = torch.optim.Adam(uncertainty.parameters(), lr=0.03)
+    for step in range(600):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.03 * (1 - step / 600)
+        lam = 6 * torch.rand(128, generator=generator) - 3
+        losses = lam.exp() * (2 * torch.rand(128, generator=generator))
+        optimizer.zero_grad()
+        balanced(losses, uncertainty(lam)).mean().backward()
+        optimizer.step()
+    lam = torch.linspace(-2.5, 2.5, 11)
+    torch.testing.assert_close(uncertainty(lam).detach(), lam, rtol=0, atol=0.2)
+    assert torch.equal(uncertainty(torch.tensor([math.inf])), uncertainty(torch.tensor([10.0])))
+
+
+def test_a_learned_weight_is_part_of_the_run_and_not_of_the_result(tmp_path: Path) -> None:
+    folder = resumed_equals_unbroken(tmp_path, loss_uncertainty=True, gradient_accumulation_steps=2, train_batch_size=4)
+    assert (folder / "checkpoint-6" / "model_1.safetensors").is_file()
+    assert (folder / "model_index.json").is_file()
+    plain = run(tmp_path / "plain", logging_steps=1, gradient_accumulation_steps=2, train_batch_size=4)
+    assert weights(plain).keys() == weights(folder).keys()
+    assert not same(weights(plain), weights(folder))
+    assert losses(plain)[0] == losses(folder)[0]  # what is told are the losses themselves
+    for options in ({"objective": "interpolant"}, {"objective": "convex_flow"}):
+        with pytest.raises(ValueError, match="loss_uncertainty weights the log-SNR of a Gaussian path"):
+            run(tmp_path / "other", loss_uncertainty=True, **options)

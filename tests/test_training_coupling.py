@@ -1,5 +1,6 @@
 """Couplings within a training run: which noise goes with which image."""
 
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,38 @@ def test_flips_are_coupled_as_they_are_trained() -> None:
     assert torch.equal(seen[0], torch.where(flips[:, None, None, None], plain.flip(-1), plain))
 
 
+def test_blocks_are_made_ahead_while_the_network_runs_and_are_the_same() -> None:
+    data, plan = digits(), BatchPlan(len(digits()), 16, 1, 1, seed=3)
+    threads: list[str] = []
+    begun = threading.Event()
+
+    def make() -> Any:
+        threads.append(threading.current_thread().name)
+        if len(threads) == 2:
+            begun.set()
+        return coupling_by_name("ot")
+
+    ahead = CoupledNoise(data, plan, KeyedDraws(3, 16), make, block=24, end=72)
+    plain = coupled("ot", 24)
+    first = ahead.partners(torch.arange(16))
+    assert begun.wait(20)  # the second block is begun before anything asks for it
+    parts = [first, *(ahead.partners(torch.arange(start, start + 16)) for start in (16, 32, 48))]
+    assert torch.equal(torch.cat(parts), plain.partners(torch.arange(64)))
+    assert len(threads) == 3  # nothing beyond the end, nothing twice
+    assert threads[1].startswith("coupling")
+    assert torch.equal(ahead.partners(torch.arange(200, 216)), plain.partners(torch.arange(200, 216)))
+
+    def fails() -> Any:
+        if threading.current_thread().name.startswith("coupling"):
+            raise ValueError("no plan")
+        return coupling_by_name("ot")
+
+    broken = CoupledNoise(data, plan, KeyedDraws(3, 16), fails, block=24, end=72)
+    broken.partners(torch.arange(16))
+    with pytest.raises(ValueError, match="no plan"):
+        broken.partners(torch.arange(24, 30))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -149,3 +182,13 @@ def test_conditional_transport_needs_labels(tmp_path: Path) -> None:
 def test_options_with_a_coupling_survive_json() -> None:
     options = resolve_options({"coupling": "ot", "coupling_config": {"power": 3}, "coupling_batch": 256})
     assert resolve_options(options.to_dict()) == options
+
+
+@pytest.mark.parametrize(("coupling", "warned"), [("ot", True), ("c2ot", False)])
+def test_plain_transport_with_classes_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], coupling: str, warned: bool
+) -> None:
+    run(tmp_path, class_conditional=True, coupling=coupling, max_train_steps=1)
+    said = capsys.readouterr().out
+    assert ("ties the noise to the condition" in said) == warned
+    assert ("use --coupling c2ot" in said) == warned

@@ -34,7 +34,18 @@ def test_commands_are_accepted(line: str) -> None:
 
 def test_every_option_named_on_the_page_exists() -> None:
     assert len(COMMANDS) >= 10
-    known = {*option_fields(), "config", "recipe", "multi_gpu", "num_processes", "help", "std", "out", "step"}
+    known = {
+        *option_fields(),
+        "config",
+        "recipe",
+        "multi_gpu",
+        "num_processes",
+        "no_robust",
+        "help",
+        "std",
+        "out",
+        "step",
+    }
     named = set(re.findall(r"--([a-z_]+)", PAGE))
     assert named <= known, sorted(named - known)
     expected = {"coupling", "ema", "reflow_from", "image_condition", "latents", "skip_scale", "direction_weight"}

@@ -13,9 +13,9 @@ from PIL import Image
 from pathline.samplers import plan
 from pathline.training import TrainOptions, load_data, load_pipeline, resolve_options, train_recipe
 from pathline.training.fingerprint import differences, fingerprint
+from pathline.training.image_files import read_image
 from pathline.training.options import merge_options
 from pathline.training.previews import check_preview
-from pathline.training.readers import read_image
 from pathline.training.setup import make_task
 from pathline.training.trainer import Trainer
 from support.training_runs import TINY, fresh_accelerate, run, same, weights
@@ -148,7 +148,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"image_condition": "inpainting", "image_condition_config": {"tiles": 2.0}},
         r"tiles=2\.0 of 'inpainting' \(image_condition_config\) must be a whole number",
     ),
-    ({"objective": "edm", "path_config": {"sigma_max": "x"}}, r"wrong type .* in path_config \{'sigma_max': 'x'\}"),
+    (
+        {"objective": "edm", "path_config": {"sigma_max": "x"}},
+        "path_config has sigma_max='x' for path 'edm', which must",
+    ),
     ({"time_density": "mode", "time_density_config": {"scale": "x"}}, "'mode' cannot be made of .*'scale': 'x'"),
     ({"objective": "v", "loss_weight": "sigmoid", "loss_weight_config": {"bias": "x"}}, "bias of a loss weight must"),
 ]

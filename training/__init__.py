@@ -26,7 +26,8 @@ from .bridge_predictions import (
 from .bridge_task import BridgeModel, BridgeSettings
 from .buckets import BucketPlan, bucket_sizes, nearest_size, padded
 from .conventions import choose_convention, stock_scheduler, wrap_network
-from .convex_flow import PowerCost, convex_flow_loss, potential_velocity
+from .convex_flow import ConvexCost, PowerCost, convex_flow_loss, potential_velocity
+from .convex_task import PotentialModel
 from .data import ArraySet, Batch, FileSet, ImageSet, fetch_batches, load_data, split_indices
 from .degradation import Degradation, degradation_from_config
 from .densities import (
@@ -42,6 +43,7 @@ from .densities import (
 )
 from .elbo_view import ELBOEntry, elbo_entries, elbo_table
 from .ema import WeightAverage
+from .energy_distillation import energy_distillation_loss
 from .export import LoadedPipeline, export_pipeline, load_pipeline
 from .interpolant_losses import INTERPOLANT_PREDICTIONS, InterpolantObjective, interpolant_target, linear_error
 from .learned_interpolant import LearnedEnds, fit_ends, kinetic_loss
@@ -70,8 +72,10 @@ from .recipes import Recipe, list_recipes, read_recipe, train_recipe
 from .reflow import PairSet, simulate, straightness
 from .resolve import resolve_options
 from .schroedinger import SchroedingerBridge
+from .schroedinger_task import SchroedingerModel
 from .separation import SeparationEstimate, estimate_separation
-from .trainer import train_model
+from .training_run import train_model
+from .vector_conditions import vector_channels
 from .weights import (
     P2,
     CosMapWeight,
@@ -107,6 +111,7 @@ __all__ = [
     "BridgeSettings",
     "BucketPlan",
     "ConsecutiveBridgeObjective",
+    "ConvexCost",
     "CosMap",
     "CosMapWeight",
     "DataPrediction",
@@ -139,11 +144,13 @@ __all__ = [
     "NoisyLabelObjective",
     "NonFiniteLossError",
     "PairSet",
+    "PotentialModel",
     "PowerAverages",
     "PowerCost",
     "Recipe",
     "ScaledDisplacement",
     "SchroedingerBridge",
+    "SchroedingerModel",
     "ScorePrediction",
     "SeparationEstimate",
     "Shifted",
@@ -173,6 +180,7 @@ __all__ = [
     "discrimination_loss",
     "elbo_entries",
     "elbo_table",
+    "energy_distillation_loss",
     "error_factor",
     "estimate_separation",
     "export_average",
@@ -211,5 +219,6 @@ __all__ = [
     "train_model",
     "train_recipe",
     "transition_loss",
+    "vector_channels",
     "wrap_network",
 ]

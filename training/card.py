@@ -9,6 +9,7 @@ from .data import ImageSet
 from .options import TrainOptions
 from .resolve import degradation_config
 from .tasks import Task
+from .vector_conditions import vectors_of
 
 
 def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,10 +21,13 @@ def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mappin
     labels = rest.pop("labels")
     return {
         **task.card(),
+        "takes_noise": task.takes_noise,
         "classes": None if labels is None else list(data.classes),
         "null_label": labels - 1 if labels is not None and options.class_dropout > 0 else None,
         "image_condition": degradation_config(options),
+        "vector_condition": vectors_of(data).shape[1] if options.vector_conditional else None,
         "skip_scale": options.skip_scale,
+        "skip_scaling": options.skip_scaling,
         "latents": None if options.latents is None else {"scale": options.latent_scale, "shift": options.latent_shift},
         "data": {
             "name": options.dataset_name or options.train_data_dir or options.latents,
@@ -37,14 +41,20 @@ def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mappin
     }
 
 
-def opening_words(network: str, size: str, task: Task, data: ImageSet, rate: str) -> list[str]:
+def opening_words(options: TrainOptions, size: str, task: Task, data: ImageSet, rate: str) -> list[str]:
     """Sentences for the beginning: what is trained on what, and what to know of it."""
-    words = [f"{network} with {size} on {len(data)} images of {data.name}: {task.title}, {rate}"]
+    words = [f"{options.network} with {size} on {len(data)} images of {data.name}: {task.title}, {rate}"]
     if skipped := getattr(data, "skipped", ()):
         words.append(f"{len(skipped)} files were skipped, they cannot be read: {', '.join(skipped[:10])}")
     if task.stock() is None:
         words.append(
             f"no stock diffusers scheduler samples a network of {task.title}: the result opens with "
             "pathline.training.load_pipeline only"
+        )
+    told = options.class_conditional or options.vector_conditional
+    if told and options.coupling in ("ot", "sinkhorn", "newton"):
+        words.append(
+            f"warning: coupling {options.coupling!r} ties the noise to the condition, which sampling cannot reproduce: "
+            "conditional samples will be skewed; use --coupling c2ot"
         )
     return words

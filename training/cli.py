@@ -30,7 +30,7 @@ def train(config: str | None = None, recipe: str | None = None, **values: Any) -
     """
     from .outcome import NonFiniteLossError, TrainingInterruptedError
     from .recipes import train_recipe
-    from .trainer import train_model
+    from .training_run import train_model
 
     try:
         chosen = read_config(config) if config is not None else {}

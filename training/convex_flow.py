@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,22 @@ from pathline.interpolants.tensors import match
 
 Potential = Callable[..., Tensor]
 """φ: x (B, ...) and t (B,) to (B,)."""
+
+
+class ConvexCost(Protocol):
+    """A strictly convex, differentiable cost of displacements, c, with its conjugate c*(y) = sup_x x·y − c(x)."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """The cost of each displacement, (B, ...) -> (B,)."""
+        ...
+
+    def conjugate(self, y: Tensor) -> Tensor:
+        """c*, (B, ...) -> (B,)."""
+        ...
+
+    def velocity(self, y: Tensor) -> Tensor:
+        """∇c*, of the shape of `y`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ def gradient_of(potential: Potential, x: Tensor, t: Tensor, *, differentiable: b
     return gradient
 
 
-def potential_velocity(potential: Potential, cost: PowerCost) -> Callable[..., Tensor]:
+def potential_velocity(potential: Potential, cost: ConvexCost) -> Callable[..., Tensor]:
     """The model (x, t) -> ∇c*(∇φ): a velocity on the linear path, as `sample` takes it."""
 
     def model(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -79,7 +95,7 @@ def potential_velocity(potential: Potential, cost: PowerCost) -> Callable[..., T
 
 
 def convex_flow_loss(
-    potential: Potential, cost: PowerCost, base: Tensor, data: Tensor, t: Tensor, **kwargs: Any
+    potential: Potential, cost: ConvexCost, base: Tensor, data: Tensor, t: Tensor, **kwargs: Any
 ) -> Tensor:
     """c*(∇φ) − (x_1 − x_0)·∇φ + c(x_1 − x_0) at x_t = (1 − t)·x_0 + t·x_1 of each pair, shape (B,); it is ≥ 0.
 
@@ -89,7 +105,8 @@ def convex_flow_loss(
     ----------
     potential : callable (x, t, **kwargs) -> (B,)
         Twice differentiable.
-    cost : PowerCost
+    cost : ConvexCost
+        `PowerCost`, or one of your own.
     base, data : Tensor (B, ...)
         Pairs of a coupling.
     t : Tensor (B,)

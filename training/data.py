@@ -20,11 +20,12 @@ _TEST_SHARE = 6
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W), float32 in [-1, 1], their int64 labels (B,) or None, and the noises they come with."""
+    """Images (B, C, H, W), float32 in [-1, 1], and if there are any int64 labels (B,), noises, and vectors (B, K)."""
 
     images: Tensor
     labels: Tensor | None
     noise: Tensor | None = None
+    vectors: Tensor | None = None
 
 
 class ImageSet(Protocol):
@@ -65,6 +66,8 @@ class ArraySet:
         Names of the classes; empty without labels.
     skipped : tuple of str
         Files that could not be read and were left out.
+    vectors : float Tensor (N, K), or None
+        Conditions of the images.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ArraySet:
     targets: Tensor | None = None
     classes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    vectors: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or self.pixels.shape[1] not in (1, 3):
@@ -107,12 +111,14 @@ class ArraySet:
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         where = torch.as_tensor(indices, dtype=torch.int64)
         images = to_signed(self.pixels[where])
-        return Batch(images, None if self.targets is None else self.targets[where])
+        labels = None if self.targets is None else self.targets[where]
+        return Batch(images, labels, vectors=None if self.vectors is None else self.vectors[where])
 
     def subset(self, indices: Tensor) -> ArraySet:
         """The images at these indices, as a set."""
         targets = None if self.targets is None else self.targets[indices]
-        return ArraySet(self.name, self.pixels[indices], targets, self.classes, self.skipped)
+        vectors = None if self.vectors is None else self.vectors[indices]
+        return ArraySet(self.name, self.pixels[indices], targets, self.classes, self.skipped, vectors)
 
     def tensor(self) -> Tensor:
         """All images, float32 in [-1, 1], (N, C, H, W)."""

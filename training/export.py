@@ -31,9 +31,13 @@ from pathline.samplers import from_diffusers
 
 from .bridge_task import BridgeModel, BridgeSettings
 from .conventions import StockScheduler, stock_scheduler, wrap_network
+from .convex_flow import PowerCost
+from .convex_task import PotentialModel
 from .files import read_json, replacing, write_json
-from .networks import LabelledNetwork, label_count, prepare_network, scale_skips
-from .tensor_files import written_or_removed
+from .networks import LabelledNetwork, label_count, prepare_network
+from .schroedinger_task import SchroedingerModel
+from .skip_scaling import install_skip_scaling
+from .tensor_files import read_tensors, written_or_removed
 
 CARD_FILE = "pathline.json"
 FORMAT = 1
@@ -45,7 +49,8 @@ class LoadedPipeline(NamedTuple):
 
     `model(x, t, class_labels=None)` returns `prediction` on `path`; `metadata` is the content of pathline.json
     (empty for a pipeline from elsewhere), and `shape` (C, H, W) that of one sample, and `network` the bare module.
-    A bridge is a `BridgeModel`; its path is a StochasticInterpolant, or None where it has levels alone.
+    A bridge is a `BridgeModel`; its path is a StochasticInterpolant, or None where it has levels alone. Other models
+    are a `SchroedingerModel` and a `PotentialModel`.
     """
 
     model: Any
@@ -111,7 +116,18 @@ def _stock_of(card: Mapping[str, Any], labelled: bool) -> StockScheduler | None:
 
 def is_stock(card: Mapping[str, Any]) -> bool:
     """Whether the network is what diffusers makes of its configuration, and sees nothing but state and class."""
-    return card.get("image_condition") is None and not card.get("skip_scale")
+    return not sees_more(card) and skip_scaling_of(card) is None
+
+
+def skip_scaling_of(card: Mapping[str, Any]) -> str | None:
+    """Kind of factors on the skips; older folders have a constant one or none."""
+    found: str | None = card.get("skip_scaling", "constant" if card.get("skip_scale") else None)
+    return found
+
+
+def sees_more(card: Mapping[str, Any]) -> bool:
+    """Whether the network has channels for an image or a vector beside the state."""
+    return card.get("image_condition") is not None or card.get("vector_condition") is not None
 
 
 def _save_part(part: Any, folder: Path) -> None:
@@ -152,26 +168,36 @@ def load_pipeline(folder: str | os.PathLike[str], device: torch.device | str | N
     card = read_json(place / CARD_FILE)
     if card.get("format") != FORMAT:
         raise ValueError(f"{place / CARD_FILE} has format {card.get('format')!r}; this version reads {FORMAT}")
-    network = _load_network(place / _FOLDERS[card["network"]], card["network"], device)
-    if card.get("skip_scale"):
-        scale_skips(network, card["skip_scale"])
-    labelled = LabelledNetwork(network, label_count(network), conditioned=card.get("image_condition") is not None)
+    network = _load_network(place / _FOLDERS[card["network"]], card, device)
+    labelled = LabelledNetwork(network, label_count(network), conditioned=sees_more(card))
     model: Any
     if card.get("bridge") is not None:
         model = BridgeModel(labelled, BridgeSettings(**card["bridge"]))
+    elif card.get("schroedinger") is not None:
+        model = SchroedingerModel(labelled, **card["schroedinger"])
+    elif card.get("potential") is not None:
+        model = PotentialModel(labelled, PowerCost(**card["potential"]))
     else:
         path = path_from_config(card["path"])
         model = wrap_network(labelled, path, card["prediction"], card["convention"], card.get("sigma_data", 0.5))
     return LoadedPipeline(model, model.path, model.prediction, card, _shape_from(card, network), network)
 
 
-def _load_network(folder: Path, kind: str, device: torch.device | str | None) -> nn.Module:
+def _load_network(folder: Path, card: Mapping[str, Any], device: torch.device | str | None) -> nn.Module:
     import diffusers
 
+    kind, scaling = getattr(diffusers, card["network"]), skip_scaling_of(card)
     try:
-        network: nn.Module = getattr(diffusers, kind).from_pretrained(folder, use_safetensors=True)
+        if scaling == "learned":  # the file has more weights than the class
+            network: nn.Module = kind.from_config(kind.load_config(folder))
+            install_skip_scaling(network, scaling)
+            network.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors"))
+            return _ready(network, device)
+        network = kind.from_pretrained(folder, use_safetensors=True)
     except Exception as error:  # diffusers, hub and safetensors each raise their own
         raise ValueError(f"network {folder} cannot be loaded: {error}") from error
+    if scaling is not None:
+        install_skip_scaling(network, scaling, card.get("skip_scale"))
     return _ready(network, device)
 
 
@@ -189,7 +215,7 @@ def _shape_of(network: nn.Module) -> tuple[int, int, int]:
 
 def _shape_from(card: Mapping[str, Any], network: nn.Module) -> tuple[int, int, int]:
     """Shape of one sample; a network that sees an image has more channels at its input."""
-    if card.get("image_condition") is None:
+    if not sees_more(card):
         return _shape_of(network)
     channels, height, width = card["data"]["shape"]
     return int(channels), int(height), int(width)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .data import ImageSet
 
@@ -31,13 +32,20 @@ def fingerprint(data: ImageSet, look: bool = True) -> dict[str, Any]:
     result: dict[str, Any] = {"shape": list(data.shape), "classes": list(data.classes)}
     if look:
         where = torch.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT)).round().long().tolist()
-        batch = data.__getitems__(where)
-        flat = batch.images.double().flatten(1)
-        ramp = torch.linspace(-1.0, 1.0, flat.shape[1], dtype=torch.float64)
-        averages = torch.stack([flat.mean(1), (flat * ramp).mean(1)], 1)
-        result["averages"] = [[round(value, 6) for value in pair] for pair in averages.tolist()]
-        result["labels"] = None if batch.labels is None else batch.labels.tolist()
+        single = [data.__getitems__([index]) for index in where]  # sizes may differ
+        result["averages"] = [_averages(batch.images[0]) for batch in single]
+        if single[0].vectors is not None:
+            told = [batch.vectors[0].tolist() for batch in single if batch.vectors is not None]
+            result["vectors"] = [[round(value, 5) for value in row] for row in told]
+        labels = [int(batch.labels[0]) for batch in single if batch.labels is not None]
+        result["labels"] = labels or None
     return result
+
+
+def _averages(image: Tensor) -> list[float]:
+    flat = image.double().flatten()
+    ramp = torch.linspace(-1.0, 1.0, len(flat), dtype=torch.float64)
+    return [round(float(value), 6) for value in (flat.mean(), (flat * ramp).mean())]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -48,6 +56,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return found
     if before["labels"] != now["labels"]:
         found.append("labels of the images are others")
+    if before.get("vectors") != now.get("vectors"):
+        found.append("conditions of the images are others")
     first, second = (torch.tensor(part["averages"], dtype=torch.float64) for part in (before, now))
     apart = ((first - second).abs() > _SAME * first.abs().clamp(min=1.0)).any(1)
     if bool(apart.any()):

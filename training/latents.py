@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import Batch, split_indices
+from .vector_conditions import read_vectors
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class LatentSet:
     classes : tuple of str
     scale, shift : float
         (latent − shift)·scale is what the network learns; those of the autoencoder's configuration in diffusers.
+    vectors : float Tensor (N, K), or None
+        Conditions of the latents.
     """
 
     name: str
@@ -33,6 +36,7 @@ class LatentSet:
     classes: tuple[str, ...] = ()
     scale: float = 1.0
     shift: float = 0.0
+    vectors: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,11 +51,12 @@ class LatentSet:
         """Scaled latents and labels at these indices."""
         where = torch.as_tensor(indices, dtype=torch.int64)
         values = (self.values[where].float() - self.shift) * self.scale
-        return Batch(values, None if self.targets is None else self.targets[where])
+        labels = None if self.targets is None else self.targets[where]
+        return Batch(values, labels, vectors=None if self.vectors is None else self.vectors[where])
 
 
 def read_latents(file: str, split: str = "train", scale: float = 1.0, shift: float = 0.0) -> LatentSet:
-    """`latents` (N, C, H, W), of a floating type, and perhaps `labels` (N,) of an .npz.
+    """`latents` (N, C, H, W), of a floating type, and perhaps `labels` (N,) and `conditions` (N, K) of an .npz.
 
     Raises
     ------
@@ -61,7 +66,7 @@ def read_latents(file: str, split: str = "train", scale: float = 1.0, shift: flo
     place = Path(file)
     try:
         with np.load(place, allow_pickle=False) as content:
-            array, labels = content["latents"], content.get("labels")
+            array, labels, told = content["latents"], content.get("labels"), content.get("conditions")
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise ValueError(f"{place} cannot be read as an .npz with latents: {error}") from error
     if array.ndim != 4 or not np.issubdtype(array.dtype, np.floating) or not len(array):
@@ -78,6 +83,9 @@ def read_latents(file: str, split: str = "train", scale: float = 1.0, shift: flo
         if len(targets) != len(array) or int(targets.min()) < 0:
             raise ValueError(f"labels of {place} must be {len(array)} class numbers from 0, got {len(targets)}")
         classes = tuple(str(kind) for kind in range(int(targets.max()) + 1))
+    vectors = None if told is None else read_vectors(told, len(array), str(place))
     kept = split_indices(len(array), split, targets)
     values = torch.from_numpy(np.ascontiguousarray(array))[kept]
-    return LatentSet(str(place), values, None if targets is None else targets[kept], classes, scale, shift)
+    labels_kept = None if targets is None else targets[kept]
+    vectors = None if vectors is None else vectors[kept]
+    return LatentSet(str(place), values, labels_kept, classes, scale, shift, vectors)

@@ -41,10 +41,18 @@ class TrainOptions:
     )
     split: str = _option("train", "Data", "train, or all: also what a set holds out for testing.")
     resolution: int | None = _option(None, "Data", "Side in pixels; default that of the images.")
+    buckets: bool = _option(
+        False, "Data", "Keep the ratios of the images of a folder: each step sees one size of about resolution² pixels."
+    )
+    bucket_multiple: int = _option(8, "Data", "Sides in buckets are multiples of this.")
+    bucket_ratio: float = _option(2.0, "Data", "Largest ratio of the sides of a bucket.")
     center_crop: bool = _option(False, "Data", "Cut images that are not square to their central square.")
     random_flip: bool = _option(False, "Data", "Mirror half of the images, drawn anew each time.")
     class_conditional: bool = _option(False, "Data", "Give the network the class labels.")
     class_dropout: float = _option(0.1, "Data", "Share of labels dropped, for guidance; with --class_conditional.")
+    vector_conditional: bool = _option(
+        False, "Data", "Give the network the vectors `conditions` (N, K) of the .npz; dropped like labels."
+    )
     latents: str | None = _option(None, "Data", "An .npz with latents (N, C, H, W), to be learned in place of images.")
     latent_scale: float = _option(1.0, "Data", "Factor of the latents, as in the autoencoder's configuration.")
     latent_shift: float = _option(0.0, "Data", "What is subtracted from the latents before.")
@@ -60,6 +68,23 @@ class TrainOptions:
     )
     dataloader_num_workers: int = _option(0, "Data", "Processes that read images ahead, for sets not in memory.")
 
+    label_noise: str | None = _option(
+        None, "Wrong data", "Labels are wrong: rate, or file of p(seen | class) (.npy, .json, .csv); TDSM mends it."
+    )
+    corrupt_labels: bool = _option(False, "Wrong data", "Make the labels wrong by label_noise, for an experiment.")
+    reference_data: str | None = _option(
+        None, "Wrong data", "Folder or .npz of images in right proportions beside biased ones; TIW-DSM mends these."
+    )
+    simulated_bias: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("Wrong data", "JSON: classes, kept, reference; make the data biased, for an experiment."),
+    )
+    robust: bool = _option(True, "Wrong data", "Off: the plain loss on such data, to compare with.")
+    guide_from: str | None = _option(
+        None, "Wrong data", "Run whose classifier or discriminator is used; default: trained first."
+    )
+    guide_steps: int | None = _option(None, "Wrong data", "Steps of its training; default 1000, discriminator 200.")
+
     reflow_from: str | None = _option(None, "Reflow", "Trained folder: learn pairs of noise and what it makes of it.")
     reflow_pairs: int = _option(10_000, "Reflow", "Pairs drawn, kept in the folder pairs of output_dir.")
     reflow_method: str | None = _option(None, "Reflow", "Sampler of the pairs; default pathline's for the budget.")
@@ -67,13 +92,18 @@ class TrainOptions:
 
     network: str = _option("unet", "Network", "unet or dit, built from diffusers.")
     skip_scale: float | None = _option(None, "Network", "ScaleLong: κ of the factors κ⁰, κ¹ ... on a UNet's skips.")
+    skip_scaling: str | None = _option(
+        None, "Network", "ScaleLong: constant (with skip_scale), inverse_sqrt2 (1/√2 on all skips), or learned."
+    )
     init_from: str | None = _option(None, "Network", "Trained folder whose weights are the first; same network.")
     network_config: dict[str, Any] = field(
         default_factory=dict, metadata=_about("Network", "JSON: settings of the diffusers class to change.")
     )
 
     objective: str = _option(
-        "flow", "Objective", "flow, noise, v, data, edm, interpolant or bridge: sets the options below."
+        "flow",
+        "Objective",
+        "flow, noise, v, data, edm, interpolant, bridge, schroedinger or convex_flow: sets the options below.",
     )
     path: str | None = _option(
         None, "Objective", "Name of the path: linear, cosine, vp ...; one_sided_linear ...; brownian, ddbm-vp, i2sb ..."
@@ -95,11 +125,13 @@ class TrainOptions:
     )
     direction_weight: float = _option(0.0, "Objective", "Share of 1 - cosine of the velocity over channels, added.")
     antithetic: bool = _option(False, "Objective", "Interpolants: both signs of the latent noise, at two calls.")
+    loss_uncertainty: bool = _option(False, "Objective", "EDM2: learn the weight of each noise level, loss/e^u + u.")
     stratified_times: bool = _option(True, "Objective", "Spread the times of a batch evenly over the density.")
     weighting_scheme: str | None = _option(None, "Objective", "diffusers' name for a density or a weight.")
     logit_mean: float | None = _option(None, "Objective", "Mean of logit_normal; above 0 leans to the data.")
     logit_std: float | None = _option(None, "Objective", "Standard deviation of logit_normal.")
     mode_scale: float | None = _option(None, "Objective", "Scale of mode.")
+    cost_power: float = _option(2.0, "Objective", "convex_flow: p > 1 of the cost Σ|x|^p/p that its flow lowers.")
     sigma_data: float = _option(0.5, "Objective", "Standard deviation of the data, for the edm objective.")
 
     coupling: str = _option("independent", "Coupling", "independent, ot, sinkhorn, newton or c2ot.")

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .ema import WEIGHTS_FILE, NetworkAverage
-from .export import export_pipeline
+from .export import export_pipeline, skip_scaling_of
 from .files import read_json, write_json
 from .networks import build_network
 from .options import RUN_ONLY
 from .power_ema import Profile, combination, decay, exponent_of, misfit
+from .skip_scaling import install_skip_scaling
 from .tensor_files import read_metadata, read_tensors, save_tensors
 
 SNAPSHOTS = "ema_snapshots"
@@ -192,6 +193,8 @@ def reconstruct(run: Path, std: float, step: int | None = None) -> Reconstructio
             f"would be off by {error:.0%}{missing}"
         )
     network = build_network(about["network"])
+    if skip_scaling_of(about["card"]) == "learned":  # weights of the network that its configuration does not name
+        install_skip_scaling(network, "learned")
     _load(network, [(path, profile.std, weight) for (profile, path), weight in zip(stored, weights, strict=True)])
     card = about["card"]
     card["training"] |= {"steps": int(wanted.end), "weights": f"power-function average, std {std:g}"}

@@ -34,6 +34,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "loss_weight": "none",
         "time_density": "uniform",
     },
+    "schroedinger": {"path": "brownian", "prediction": "velocity", "loss_weight": "none", "time_density": "uniform"},
+    "convex_flow": {"path": "linear", "prediction": "velocity", "loss_weight": "none", "time_density": "uniform"},
     # what the network of a bridge predicts belongs to its path
     "bridge": {"path": "brownian", "loss_weight": "none", "time_density": "uniform"},
 }

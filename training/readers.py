@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from pathline.interpolants import unknown_name
 
 from .data import ArraySet, FileSet, split_indices
+from .image_files import folder_part, list_folder, pixels_of, read_image
+from .vector_conditions import read_vectors
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist")
 FASHION_CLASSES = [
     "T-shirt/top",
@@ -40,11 +40,12 @@ _IN_MEMORY = 20_000
 
 
 class RawImages(NamedTuple):
-    """Pixels (N, C, H, W) uint8, labels (N,) int64 or None, and names of the classes."""
+    """Pixels (N, C, H, W) uint8, labels (N,) int64 or None, names of the classes, and vectors (N, K) or None."""
 
     pixels: Tensor
     labels: Tensor | None
     classes: Sequence[str]
+    vectors: Tensor | None = None
 
 
 def read_images(
@@ -79,7 +80,8 @@ def _own_split(name: str, raw: RawImages, split: str, resolution: int | None, cr
 
 
 def _array_set(name: str, raw: RawImages, resolution: int | None, crop: bool) -> ArraySet:
-    return ArraySet(name, fit(raw.pixels, resolution, crop, name), raw.labels, tuple(raw.classes))
+    pixels = fit(raw.pixels, resolution, crop, name)
+    return ArraySet(name, pixels, raw.labels, tuple(raw.classes), vectors=raw.vectors)
 
 
 def fit(pixels: Tensor, resolution: int | None, crop: bool, where: str) -> Tensor:
@@ -195,67 +197,24 @@ def _read_sheet(path: Path, side: int = 32) -> Tensor:
 
 
 def read_npz(path: Path) -> RawImages:
-    """`arr_0` (uint8, NHWC or NHW) and, if there, `labels` of an .npz."""
+    """`arr_0` (uint8, NHWC or NHW) and, if there, `labels` and `conditions` of an .npz."""
     if not path.is_file():
         raise ValueError(f"{path} is neither a folder of images nor an .npz file")
     try:
         with np.load(path, allow_pickle=False) as content:
             pixels = content["arr_0"]
-            labels = content.get("labels")
+            labels, told = content.get("labels"), content.get("conditions")
     except Exception as error:  # numpy, zipfile and zlib each raise their own
         raise ValueError(f"{path} cannot be read as an .npz with arr_0: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise ValueError(f"arr_0 of {path} must be uint8 (N, H, W, C), got {pixels.dtype} {pixels.shape}")
     images = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None]).permute(0, 3, 1, 2)
+    vectors = None if told is None else read_vectors(told, len(images), str(path))
     if labels is None:
-        return RawImages(images, None, ())
+        return RawImages(images, None, (), vectors)
     numbers = torch.from_numpy(labels.astype(np.int64)).reshape(-1)
-    return RawImages(images, numbers, [str(k) for k in range(int(numbers.max()) + 1)] if len(numbers) else ())
-
-
-def pixels_of(image: Any) -> NDArray[np.uint8]:
-    """Pixels (H, W, C) of a PIL image: one channel if it is grey, else three; 16 bits are rounded to 8.
-
-    Raises
-    ------
-    ValueError
-        Pixels that are transparent, numbers beyond 16 bits, or fractions.
-    """
-    if image.mode == "F":
-        raise ValueError("its pixels are fractions, of an unknown range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65_535:
-            raise ValueError(f"its pixels lie in {wide.min()} to {wide.max()}, beyond 16 bits")
-        return ((wide + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        grey = image.mode in ("1", "L", "LA", "La")
-        image = image.convert("RGBA")
-        clear = int((np.asarray(image)[..., 3] < 255).sum())
-        if clear:
-            raise ValueError(f"it is transparent in {clear} pixels; put it on a background first")
-    else:
-        grey = image.mode in ("1", "L")
-    pixels = np.array(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
-
-
-def read_image(path: str) -> Tensor:
-    """One image file as uint8 (C, H, W), one channel if it is grey, else three; see `pixels_of`.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read; the file is named.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = pixels_of(image)
-    except Exception as error:  # Pillow raises many kinds
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    classes = [str(k) for k in range(int(numbers.max()) + 1)] if len(numbers) else ()
+    return RawImages(images, numbers, classes, vectors)
 
 
 def read_folder(
@@ -265,50 +224,21 @@ def read_folder(
 
     A folder with the sub-folders "train" and "test" (or "val") is split by them.
     """
-    parts = {p.name: p for p in folder.iterdir() if p.is_dir()}
-    own_test = parts.get("test", parts.get("val"))
-    presplit = "train" in parts and own_test is not None and len(parts) <= 3
-    if presplit and split != "all":
-        root = parts["train"] if split == "train" else own_test
-        return _folder_images(root or folder, resolution, crop, unreadable)
-    whole = _folder_images(folder, resolution, crop, unreadable)
-    return whole.subset(split_indices(len(whole), split, whole.targets))
+    root, own_split = folder_part(folder, split)
+    whole = _folder_images(root, resolution, crop, unreadable)
+    return whole if own_split else whole.subset(split_indices(len(whole), split, whole.targets))
 
 
 def _folder_images(folder: Path, resolution: int | None, crop: bool, unreadable: str) -> ArraySet | FileSet:
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    if not files:
-        raise ValueError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
-    skipped: tuple[str, ...] = ()
-    if unreadable == "skip":
-        skipped = tuple(str(f) for f in files if not _can_be_read(str(f)))
-        files = [f for f in files if str(f) not in set(skipped)]
-        if not files:
-            raise ValueError(f"none of the {len(skipped)} images in folder {folder} can be read")
-    kinds = sorted({f.parent.name for f in files if f.parent != folder})
-    targets = None
-    if kinds:
-        loose = [f for f in files if f.parent == folder]
-        if loose:
-            raise ValueError(f"{loose[0]} lies beside class folders; every image must lie in one of {kinds[:5]}")
-        targets = torch.tensor([kinds.index(f.parent.name) for f in files])
+    names, targets, kinds, skipped = list_folder(folder, unreadable)
     read = partial(_read_fitted, resolution=resolution, crop=crop)
-    first = read(str(files[0]))
+    first = read(names[0])
     shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-    checked: Callable[[str], Tensor] = partial(_read_checked, read=read, shape=shape, first=str(files[0]))
-    names = tuple(str(f) for f in files)
-    if len(files) <= _IN_MEMORY and first.numel() * len(files) < 2**30:
+    checked: Callable[[str], Tensor] = partial(_read_checked, read=read, shape=shape, first=names[0])
+    if len(names) <= _IN_MEMORY and first.numel() * len(names) < 2**30:
         pixels = torch.stack([checked(name) for name in names])
-        return ArraySet(str(folder), pixels, targets, tuple(kinds), skipped)
-    return FileSet(str(folder), names, checked, shape, targets, tuple(kinds), skipped)
-
-
-def _can_be_read(path: str) -> bool:
-    try:
-        read_image(path)
-    except ValueError:
-        return False
-    return True
+        return ArraySet(str(folder), pixels, targets, kinds, skipped)
+    return FileSet(str(folder), names, checked, shape, targets, kinds, skipped)
 
 
 def _read_fitted(path: str, resolution: int | None, crop: bool) -> Tensor:

@@ -54,6 +54,8 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
     if options.loss_weight == "edm":
         options.loss_weight_config = {"sigma_data": options.sigma_data, **options.loss_weight_config}
     _check_ranges(options)
+    if options.objective == "schroedinger":
+        _take_entropic_plan(options, given)
     check_objective(options)
     if options.objective == "bridge":
         options.image_start = True
@@ -61,7 +63,11 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
         for name, allowed in (("coupling", "independent"), ("random_flip", False)):
             if getattr(options, name) != allowed:
                 raise ValueError(f"{name}={getattr(options, name)!r} does not go with reflow_from: its pairs are fixed")
+    if options.skip_scale is not None and options.skip_scaling is None:
+        options.skip_scaling = "constant"
+    _check_buckets(options)
     _check_image_condition(options)
+    _check_vectors(options)
     coupling_by_name(options.coupling, **options.coupling_config)
     if options.coupling_config.get("each_data") is False:
         raise ValueError(
@@ -72,12 +78,68 @@ def resolve_options(values: Mapping[str, Any]) -> TrainOptions:
     return options
 
 
+def _take_entropic_plan(options: TrainOptions, given: Mapping[str, Any]) -> None:
+    """Couple by the plan of the Schrödinger bridge, whose regularisation is 2·sigma²."""
+    options.path_config = {"sigma": 1.0, **options.path_config}
+    if "coupling" not in given:
+        options.coupling = "newton"
+    sigma = options.path_config["sigma"]
+    if options.coupling in ("sinkhorn", "newton") and isinstance(sigma, int | float):
+        wanted = 2.0 * sigma**2
+        if options.coupling_config.get("regularisation", wanted) != wanted:
+            raise ValueError(
+                f"coupling_config has regularisation={options.coupling_config['regularisation']!r}, but that of a "
+                f"Schrödinger bridge of sigma={sigma!r} is {wanted:g}: leave it out"
+            )
+        options.coupling_config = {**options.coupling_config, "regularisation": wanted}
+
+
 def degradation_config(options: TrainOptions) -> dict[str, Any] | None:
     """The image condition as `degradation_from_config` takes it; None without one."""
     if options.image_condition is None:
         return None
     given = {"name": options.image_condition, "start": options.image_start, **options.image_condition_config}
     return {**given, "bridge": True} if options.objective == "bridge" else given
+
+
+def sees_more(options: TrainOptions) -> bool:
+    """Whether the network sees an image or a vector beside the state."""
+    return options.image_condition is not None or options.vector_conditional
+
+
+def _check_vectors(options: TrainOptions) -> None:
+    if not options.vector_conditional:
+        return
+    for name in ("image_condition", "reflow_from", "label_noise", "reference_data"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name}={getattr(options, name)!r} does not go with vector_conditional")
+    if options.coupling == "c2ot" and not {"ratio", "weight"} & options.coupling_config.keys():
+        options.coupling_config = {**options.coupling_config, "ratio": C2OT_RATIO}
+
+
+C2OT_RATIO = 0.01
+"""Share of cheaper pairs that the weight of C²OT is searched for under continuous conditions, as published."""
+
+
+_WHOLE_IMAGES = ("center_crop", "image_condition", "latents", "label_noise", "reference_data", "coupling_batch")
+"""Options that ask for images of one size."""
+
+
+def _check_buckets(options: TrainOptions) -> None:
+    if not options.buckets:
+        return
+    if options.train_data_dir is None or options.dataset_name is not None:
+        raise ValueError("buckets are for a folder of images of several sizes: give train_data_dir alone")
+    if options.resolution is None or options.resolution % options.bucket_multiple:
+        raise ValueError(
+            f"buckets need a resolution that is a multiple of bucket_multiple={options.bucket_multiple}, got "
+            f"{options.resolution!r}"
+        )
+    if options.network != "unet":
+        raise ValueError(f"network={options.network!r} takes square images; buckets need 'unet'")
+    for name in _WHOLE_IMAGES:
+        if getattr(options, name):
+            raise ValueError(f"{name}={getattr(options, name)!r} does not go with buckets")
 
 
 def _check_image_condition(options: TrainOptions) -> None:
@@ -192,6 +254,8 @@ def _check_ranges(options: TrainOptions) -> None:
         "resolution",
         "coupling_batch",
         "ema_snapshot_steps",
+        "guide_steps",
+        "bucket_multiple",
     ):
         value = getattr(options, name)
         _require(value is None or value >= 1, options, name, "at least 1")

@@ -16,6 +16,7 @@ from .degradation import degradation_from_config
 from .options import TrainOptions
 from .resolve import degradation_config
 from .tasks import Samples, Task
+from .vector_conditions import vector_channels
 
 
 class SampleMaker:
@@ -58,12 +59,21 @@ class SampleMaker:
         options = self.options
         if options.coupling == "independent":
             return None
-        if options.coupling == "c2ot" and not data.classes:
+        if options.coupling == "c2ot" and not data.classes and not options.vector_conditional:
             raise ValueError(f"coupling 'c2ot' needs labels, and data set {data.name!r} has none")
         settings = coupling_settings(options)
         make = partial(coupling_by_name, options.coupling, **settings)
         block = options.coupling_batch or self.plan.global_batch
-        return CoupledNoise(data, self.plan, self.draws, make, block=block, flipped=options.random_flip)
+        return CoupledNoise(
+            data,
+            self.plan,
+            self.draws,
+            make,
+            block=block,
+            flipped=options.random_flip,
+            by_vectors=options.vector_conditional,
+            end=(options.max_train_steps or 0) * self.plan.global_batch,
+        )
 
     def __call__(self, step: int, places: Tensor, batch: Batch, device: torch.device) -> Samples:
         """Samples at these places of the global batch of optimiser step `step`."""
@@ -86,11 +96,15 @@ class SampleMaker:
         return Samples(data, start, times, conditions, latent)
 
     def preview(self, data: ImageSet, count: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Start and conditions to restore the first `count` images, with the noises of step 0."""
-        assert self.degrade is not None
+        """Start and conditions of the first `count` images, with the noises of step 0."""
         places = torch.arange(min(count, len(data)))
-        images = data.__getitems__(places.tolist()).images.to(device)
-        return self.degrade(images, self.draws.noise(0, places, images), self._tiles(0, places))
+        batch = data.__getitems__(places.tolist())
+        images = batch.images.to(device)
+        noise = self.draws.noise(0, places, images)
+        if self.degrade is None:
+            assert batch.vectors is not None
+            return noise, {"condition": vector_channels(batch.vectors.to(device), images.shape[2], images.shape[3])}
+        return self.degrade(images, noise, self._tiles(0, places))
 
     def _tiles(self, step: int, places: Tensor) -> Tensor | None:
         assert self.degrade is not None
@@ -102,11 +116,16 @@ class SampleMaker:
         return self.draws.noise_at(self.coupled.partners(self.plan.positions(step, places)), data)
 
     def _conditions(self, step: int, places: Tensor, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        if self.labels is None or batch.labels is None:
-            return {}
         drop = self.draws.uniforms(step, places, DROP) < self.options.class_dropout
-        kept = torch.where(drop, self.labels - 1, batch.labels)
-        return {"class_labels": kept.to(device)}
+        found = {}
+        if self.labels is not None and batch.labels is not None:
+            found["class_labels"] = torch.where(drop, self.labels - 1, batch.labels).to(device)
+        if self.options.vector_conditional:
+            assert batch.vectors is not None
+            found["condition"] = vector_channels(batch.vectors, batch.images.shape[2], batch.images.shape[3], ~drop).to(
+                device
+            )
+        return found
 
 
 def coupling_settings(options: TrainOptions) -> dict[str, object]:

@@ -12,7 +12,10 @@ from pathline.interpolants import DiscretePath, GaussianPath, check_name, path_b
 
 from .adaptive_density import AdaptiveSchedule
 from .bridge_task import BridgeSettings, BridgeTask
+from .bucket_set import read_buckets
 from .conventions import choose_convention
+from .convex_flow import PowerCost
+from .convex_task import ConvexFlowTask
 from .data import ImageSet, load_data
 from .degradation import degradation_from_config
 from .densities import TimeDensity, UniformTime
@@ -22,13 +25,18 @@ from .interpolant_losses import InterpolantObjective
 from .interpolant_task import InterpolantTask, make_interpolant
 from .latents import read_latents
 from .losses import GaussianObjective
-from .networks import build_network, default_config, scale_skips
-from .objective_checks import ADAPTIVE, LATENT_POWER
+from .networks import build_network, default_config
+from .objective_checks import ADAPTIVE, LATENT_POWER, biased
 from .options import TrainOptions
 from .power_averages import PowerAverages
 from .reflow import PairSet
 from .resolve import degradation_config, parse_numbers
+from .robust_data import JoinedSet, transition_matrix, with_bias, with_wrong_labels
+from .robust_tasks import BiasedDataTask, GuideSource, NoisyLabelTask
+from .schroedinger_task import SchroedingerTask
+from .skip_scaling import install_skip_scaling
 from .tasks import GaussianTask, Task
+from .vector_conditions import vectors_of
 from .weights import LatentPower, LossWeight
 
 _SCHEDULES = {
@@ -64,7 +72,12 @@ def make_task(options: TrainOptions) -> Task:
     ValueError
         If parts are unknown, do not fit each other, or have a parameter of a wrong type.
     """
-    makers = {"interpolant": _interpolant_task, "bridge": _bridge_task}
+    makers = {
+        "interpolant": _interpolant_task,
+        "bridge": _bridge_task,
+        "schroedinger": lambda given: SchroedingerTask(given.path_config["sigma"], _density(given)),
+        "convex_flow": lambda given: ConvexFlowTask(PowerCost(given.cost_power), _density(given)),
+    }
     try:
         return makers.get(options.objective, _gaussian_task)(options)
     except TypeError as error:  # a text or a list where a number is compared or calculated with
@@ -88,6 +101,10 @@ def _gaussian_task(options: TrainOptions) -> Task:
     )
     preconditioned = options.objective == "edm" and objective.prediction == "data" and options.path == "edm"
     convention = choose_convention(path, objective.prediction, preconditioned)
+    if options.robust and (options.label_noise is not None or biased(options)):
+        origin = GuideSource(options.guide_from, options.guide_steps, options.random_flip)
+        given = (objective, convention, options.sigma_data, origin)
+        return BiasedDataTask(*given) if options.label_noise is None else NoisyLabelTask(options.label_noise, *given)
     schedule = _adaptive_schedule(options, path) if adaptive else None
     settings = (options.sigma_data, options.direction_weight, schedule, options.image_start)
     return GaussianTask(objective, convention, *settings)
@@ -139,15 +156,35 @@ def make_data(options: TrainOptions) -> ImageSet:
         settings: dict[str, Any] = {"method": options.reflow_method, "nfe": options.reflow_nfe}
         return PairSet(options.reflow_from, options.reflow_pairs, seed=options.seed, **settings)
     if options.latents is not None:
-        return read_latents(options.latents, options.split, options.latent_scale, options.latent_shift)
-    return load_data(
-        options.dataset_name,
-        split=options.split,
-        data_dir=options.train_data_dir,
-        resolution=options.resolution,
-        center_crop=options.center_crop,
-        unreadable=options.unreadable,
-    )
+        data: ImageSet = read_latents(options.latents, options.split, options.latent_scale, options.latent_shift)
+    elif options.buckets:
+        shapes = (options.resolution or 0, options.bucket_multiple, options.bucket_ratio)
+        data = read_buckets(str(options.train_data_dir), options.split, *shapes, options.unreadable)
+    else:
+        data = load_data(
+            options.dataset_name, split=options.split, data_dir=options.train_data_dir, **_reading(options)
+        )
+    return _wrong_data(options, data)
+
+
+def _reading(options: TrainOptions) -> dict[str, Any]:
+    names = ("resolution", "center_crop", "unreadable")
+    return {name: getattr(options, name) for name in names}
+
+
+def _wrong_data(options: TrainOptions, data: ImageSet) -> ImageSet:
+    """The data with the errors of the options; checks those that are there by themselves."""
+    if options.label_noise is not None:
+        if not data.classes:
+            raise ValueError(f"label_noise needs labels, and data set {data.name!r} has none")
+        matrix = transition_matrix(options.label_noise, len(data.classes))
+        return with_wrong_labels(data, matrix, options.seed) if options.corrupt_labels else data
+    if options.simulated_bias:
+        return with_bias(data, options.simulated_bias, options.seed)
+    if options.reference_data is not None:
+        reference = load_data(None, split="all", data_dir=options.reference_data, **_reading(options))
+        return JoinedSet(reference, data)
+    return data
 
 
 def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
@@ -166,14 +203,26 @@ def make_network(options: TrainOptions, data: ImageSet) -> nn.Module:
     if restored is not None:
         extra = degradation_from_config(restored).extra_channels(data.shape[0])
         config |= {"in_channels": data.shape[0] + extra, "out_channels": data.shape[0]}
+    if options.vector_conditional:
+        config["in_channels"] += vectors_of(data).shape[1] + 1
+    if options.objective == "schroedinger":
+        config["out_channels"] = 2 * data.shape[0]
     _check_sizes(options.network_config, config, data)
     config.update(options.network_config)
+    halvings = 2 ** (len(config.get("block_out_channels", [0])) - 1)
+    if options.buckets and options.bucket_multiple % halvings:
+        raise ValueError(
+            f"bucket_multiple must be a multiple of {halvings}, by which this network divides sides, got "
+            f"{options.bucket_multiple}"
+        )
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
         network = build_network(config)
-    if options.skip_scale is not None:
-        scale_skips(network, options.skip_scale)
+    if options.skip_scaling is not None:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(options.seed)
+            install_skip_scaling(network, options.skip_scaling, options.skip_scale)
     if options.init_from is not None:
         _copy_weights(options.init_from, network)
     return network
@@ -198,11 +247,13 @@ def _copy_weights(source: str, network: nn.Module) -> None:
     network.load_state_dict(loaded.state_dict())
 
 
-def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    options: TrainOptions, network: nn.Module, uncertainty: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """AdamW with the options' settings; all parameters in one fused update."""
     assert options.learning_rate is not None
     return torch.optim.AdamW(
-        network.parameters(),
+        [*network.parameters(), *(() if uncertainty is None else uncertainty.parameters())],
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from pathline.samplers import WrappedModel, list_adaptive
 
 from .adaptive_density import AdaptiveSchedule
 from .conventions import StockScheduler, stock_scheduler, wrap_network
+from .data import ImageSet
 from .direction import loss_with_direction
 from .losses import GaussianObjective
 
@@ -41,6 +43,33 @@ class Samples(NamedTuple):
     times: Tensor
     conditions: dict[str, Tensor]
     latent: Tensor | None = None
+
+
+class Preparation(NamedTuple):
+    """What a task may need of a run before its first step.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the run.
+    data : ImageSet
+    device : torch.device
+    seed : int
+    first : bool
+        Whether this process is the one that writes files.
+    wait : callable
+        Returns when all processes have called it.
+    say : callable
+        Shows a sentence.
+    """
+
+    folder: Path
+    data: ImageSet
+    device: torch.device
+    seed: int
+    first: bool
+    wait: Callable[[], None]
+    say: Callable[[str], None]
 
 
 class Task(ABC):
@@ -105,6 +134,10 @@ class Task(ABC):
     def begin(self, start: Tensor, noise: Tensor) -> Tensor:
         """Where `sample` begins, for a start as in training and further noise; both (B, ...)."""
         return start * float(self.path.noise(0.0))
+
+    def prepare(self, run: Preparation) -> None:
+        """Make or read what the loss needs besides the network; called once, before the first step or a resume's."""
+        return
 
     def stock(self) -> StockScheduler | None:
         """The scheduler of diffusers that samples such a network, if there is one."""

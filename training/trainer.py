@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pathline.samplers import NonFiniteError
 
 from .batches import BatchPlan
+from .bucket_set import BucketBatches, BucketSet
 from .card import opening_words, run_card
 from .checkpoints import (
     checkpoint_folder,
@@ -31,14 +32,15 @@ from .files import write_json
 from .fingerprint import fingerprint
 from .hub import push_folder, reserve_repository
 from .interrupts import StopRequest, stop_request
+from .loss_uncertainty import LossUncertainty, balanced
 from .networks import LabelledNetwork, label_count
-from .options import TrainOptions, merge_options
+from .options import TrainOptions
 from .outcome import TrainingInterruptedError, TrainResult
 from .plots import gradient_by_time, write_plots
 from .power_averages import SNAPSHOTS, PowerAverages, SnapshotWriter
 from .previews import check_preview, draw_preview, draw_sheet, save_preview
 from .reflow import PAIRS, PairSet
-from .resolve import resolve_options
+from .resolve import sees_more
 from .run_log import RunLog
 from .samples import SampleMaker
 from .setup import (
@@ -51,38 +53,15 @@ from .setup import (
     make_task,
 )
 from .soundness import SoundnessCheck
-from .tasks import Samples
+from .tasks import Preparation, Samples
 from .tensor_files import written_or_removed
 
 SNAPSHOTS_OF_A_RUN = 32
 _TRIED = 16
 
 
-def train_model(options: TrainOptions | Mapping[str, Any] | None = None, **overrides: Any) -> TrainResult:
-    """Train a network and write the result as a diffusers pipeline folder.
-
-    Parameters
-    ----------
-    options : TrainOptions or mapping, optional
-        Options by name; what is left out comes from the presets.
-    **overrides
-        Single options, over those of `options`.
-
-    Raises
-    ------
-    ValueError
-        Before any work, if an option, the data, a checkpoint or the hub does not fit; it says what is allowed.
-    TrainingInterruptedError
-        After Ctrl-C or SIGTERM, when a checkpoint has been written.
-    NonFiniteLossError
-        If a loss, the gradient or a weight is NaN or infinite.
-    """
-    base = options.to_dict() if isinstance(options, TrainOptions) else dict(options or {})
-    return Trainer(resolve_options(merge_options(base, overrides))).run()
-
-
 class Trainer:
-    """One training run; use `train_model`.
+    """One training run; `train_model` makes one.
 
     Parameters
     ----------
@@ -91,7 +70,7 @@ class Trainer:
     """
 
     def __init__(self, options: TrainOptions) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.options = options = replace(options)
         self.folder = Path(options.output_dir)
@@ -112,15 +91,20 @@ class Trainer:
             log_with=trackers or None,
             project_dir=str(self.folder / options.logging_dir),
             cpu=options.cpu,
+            # buffers are constants; sending them would tie the number of calls of all processes together
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self._plan_batches()
         self.labels = label_count(network) if options.class_conditional else None
         self.samples = SampleMaker(options, self.data, self.plan, self.task, self.labels)
         network.to(self.accelerator.device)
         self.average = make_average(options, network)
-        optimizer = make_optimizer(options, network)
+        uncertainty = LossUncertainty(options.seed).to(self.accelerator.device) if options.loss_uncertainty else None
+        optimizer = make_optimizer(options, network, uncertainty)
         self.lr_schedule = make_lr_schedule(options, optimizer)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.uncertainty = None if uncertainty is None else self.accelerator.prepare(uncertainty)
+        self.trained = [self.network] if uncertainty is None else [self.network, self.uncertainty]
         self.bare_network: nn.Module = self.accelerator.unwrap_model(self.network)
         self.model = self._model_of(self.network)
         self.step = 0
@@ -134,13 +118,12 @@ class Trainer:
     def _plan_batches(self) -> None:
         options = self.options
         assert options.train_batch_size is not None
-        self.plan = BatchPlan(
-            len(self.data),
-            options.train_batch_size,
-            self.accelerator.num_processes,
-            options.gradient_accumulation_steps,
-            options.seed,
-        )
+        parts = (options.train_batch_size, self.accelerator.num_processes, options.gradient_accumulation_steps)
+        if isinstance(self.data, BucketSet):
+            self.data = self.data.with_at_least(math.prod(parts))
+            self.plan: BatchPlan = BucketBatches(self.data, *parts, options.seed)
+        else:
+            self.plan = BatchPlan(len(self.data), *parts, options.seed)
         if options.max_train_steps is None:
             assert options.num_epochs is not None
             options.max_train_steps = options.num_epochs * math.ceil(len(self.data) / self.plan.global_batch)
@@ -148,7 +131,7 @@ class Trainer:
 
     def _model_of(self, network: nn.Module) -> Any:
         labels = label_count(self.accelerator.unwrap_model(network))
-        labelled = LabelledNetwork(network, labels, conditioned=self.options.image_condition is not None)
+        labelled = LabelledNetwork(network, labels, conditioned=sees_more(self.options))
         return self.task.wrap(labelled)
 
     def run(self) -> TrainResult:
@@ -162,10 +145,11 @@ class Trainer:
         weights = sum(parameter.numel() for parameter in self.bare_network.parameters())
         size = f"{weights / 1e6:.2f} M weights"
         rate = f"{self.plan.global_batch} images a step, on {self.accelerator.device}"
-        for sentence in opening_words(self.options.network, size, self.task, self.data, rate):
+        for sentence in opening_words(self.options, size, self.task, self.data, rate):
             self.log.say(sentence)
         if isinstance(self.data, PairSet):
             self._draw_pairs(self.data)
+        self.task.prepare(self._preparation())
         with stop_request() as request, self.log.progress(self.options, self.step) as bar:
             for batches in self._steps():
                 loss = self._optimise(batches)
@@ -179,6 +163,11 @@ class Trainer:
         accelerator = self.accelerator
         share = (accelerator.process_index, accelerator.num_processes)
         data.draw(self.folder / PAIRS, accelerator.device, share, accelerator.wait_for_everyone)
+
+    def _preparation(self) -> Preparation:
+        accelerator, seed = self.accelerator, self.options.seed
+        first, wait = accelerator.is_main_process, accelerator.wait_for_everyone
+        return Preparation(self.folder, self.data, accelerator.device, seed, first, wait, self.log.say)
 
     def _prepare_folder(self) -> None:
         existing = list_checkpoints(self.folder)
@@ -233,10 +222,10 @@ class Trainer:
         """One optimiser step; the mean loss of this process."""
         total, seen = math.nan, []
         for places, batch in batches:
-            with self.accelerator.accumulate(self.network):
+            with self.accelerator.accumulate(*self.trained):
                 losses, times = self._losses(places, batch)
                 seen.append((times, losses.detach()))
-                self.accelerator.backward(losses.mean())
+                self.accelerator.backward(self._weighted(losses, times).mean())
                 if self.accelerator.sync_gradients:
                     total = self._inspect(seen)
                 self.optimizer.step()
@@ -262,6 +251,11 @@ class Trainer:
             self.log.note(grad_norm=length)
         self.log.note_levels(values, times)
         return float(values.mean())
+
+    def _weighted(self, losses: Tensor, times: Tensor) -> Tensor:
+        if self.uncertainty is None:
+            return losses
+        return balanced(losses, self.uncertainty(self.task.path.lam(times).to(losses.device)))
 
     def _losses(self, places: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each sample, and its time; everything random is keyed by (seed, step, place)."""
@@ -339,7 +333,7 @@ class Trainer:
             return
         options, device = self.options, self.accelerator.device
         restored = None
-        if options.image_condition is not None:
+        if sees_more(options):
             restored = self.samples.preview(self.data, options.preview_images, device)
         try:
             with self._final_weights():

@@ -21,7 +21,7 @@ from ..files import read_json
 from ..options import check_types, merge_options
 from ..outcome import TrainResult
 from ..resolve import other_data, resolve_options
-from ..trainer import train_model
+from ..training_run import train_model
 
 _OF_THE_DATA = (
     "dataset_name",
