@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pathline.samplers.defaults import GUIDED, default_settings
 from pathline.training import save_preview
 
+from .choice import untuned_choice
 from .images import save_samples
 from .runners import check_table_fits, run_cell, table_of
-from .settings import Cell, Spec, SweepSettings
-from .sources import Source, open_source
+from .settings import SweepSettings
+from .sources import open_source
 
 
 def draw_samples(
@@ -32,7 +32,9 @@ def draw_samples(
         raise ValueError(f"{source.name} makes samples of shape {source.shape}, which are not images")
     cell = next(settings.cells())
     if untuned:
-        cell = _untuned(cell, source, settings.guidance)
+        # pipelines of flow models have no place for an analytic first step
+        method, grid = untuned_choice(source, cell.nfe, guidance=settings.guidance, analytic=cell.runner == "sample")
+        cell = cell._replace(method=method, grid=grid)
     table_of(source, cell)
     check_table_fits(source, cell, settings)
     if progress:
@@ -48,17 +50,3 @@ def draw_samples(
     else:
         save_samples(out, images, seed=cell.seed, nfe=outcome.nfe, method=str(cell.method), grid=str(cell.grid))
     return outcome.nfe
-
-
-def _untuned(cell: Cell, source: Source, guidance: float | None) -> Cell:
-    if source.flow_only:  # the defaults may take the start for a standard normal that knows nothing of the data
-        return cell._replace(method=Spec("heun" if cell.nfe > 1 else "euler", {}), grid=Spec("time", {}))
-    found = default_settings(
-        cell.nfe,
-        source.path,
-        prediction=source.prediction,
-        guided=guidance is not None and guidance > GUIDED,
-        analytic=cell.runner == "sample",  # pipelines of flow models have no place for an analytic first step
-    )
-    method, grid = Spec(found.method, dict(found.options)), Spec(found.grid, dict(found.grid_options))
-    return cell._replace(method=method, grid=grid)

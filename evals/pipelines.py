@@ -64,6 +64,7 @@ def open_pipeline(text: str, device: str) -> Source:
         scheduler=(lambda: pipeline().scheduler.config) if has_loop else None,
         pipeline=pipeline if has_loop else None,
         flow_only=not card.get("takes_noise", True),
+        coupled=card.get("coupled", False),
     )
 
 

@@ -25,6 +25,7 @@ from pathline.training.export import CARD_FILE
 
 from . import restoration
 from .calibration_distance import Judge, run_table
+from .choice import untuned_choice
 from .files import write_text
 from .runners import start_state
 from .settings import parse_integers
@@ -68,9 +69,9 @@ def _some_samples(source: Source, nfe: int) -> Tensor:
 
 
 def _table(source: Source, nfe: int) -> Table:
-    """The sampler that `sample` takes without a method; of a flow alone Heun's in equal steps, as `pathline sample`."""
-    given = {"method": "heun", "grid": "time"} if source.flow_only else {}
-    return plan(source.path, nfe=nfe, prediction=source.prediction, **given)
+    """The sampler that `pathline sample` takes without a method."""
+    method, grid = untuned_choice(source, nfe)
+    return plan(source.path, method.name, nfe=nfe, grid=grid.name, grid_options=grid.options, **method.options)
 
 
 def table(results: Mapping[str, Mapping[str, Any]], kind: str) -> str:

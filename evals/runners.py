@@ -48,11 +48,11 @@ def batches(count: int, size: int, start: int = 0) -> Iterator[range]:
 def table_of(source: Source, cell: Cell) -> Table:
     """The table a cell runs; every refusal happens here, before any network call."""
     table = _table_of(source, cell)
-    if table.stochastic and source.flow_only:
+    if table.stochastic and (source.flow_only or source.coupled):
         raise ValueError(
             f"method {str(cell.method)!r} adds noise, which asks for a score; {source.name} is a flow alone and gives "
-            "none (an interpolant between two laws, a Schrödinger bridge, a potential): choose a deterministic method, "
-            "such as heun with --grid time"
+            "none (an interpolant between two laws, a Schrödinger bridge, a potential, coupled noise and data): choose "
+            "a deterministic method, such as heun with --grid time"
         )
     return table
 

@@ -68,7 +68,9 @@ class Source:
     pipeline : callable or None
         Opens the diffusers pipeline whose own loop the scheduler runner calls.
     flow_only : bool
-        Whether the model gives a flow and no score: samplers that add noise are refused then.
+        Whether the model gives a flow between any two laws and no score: samplers that add noise are refused then.
+    coupled : bool
+        Whether noise and data were drawn together (couplings, reflow): the same, but it begins in pure noise.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Source:
     scheduler: Callable[[], Any] | None = None
     pipeline: Callable[[], Any] | None = None
     flow_only: bool = False
+    coupled: bool = False
 
     def kwargs(self, indices: range, device: str = "cpu") -> dict[str, Any]:
         """Conditions of some global sample indices."""

@@ -22,6 +22,7 @@ def run_card(options: TrainOptions, task: Task, data: ImageSet, progress: Mappin
     return {
         **task.card(),
         "takes_noise": task.takes_noise,
+        "coupled": options.coupling != "independent" or options.reflow_from is not None,
         "classes": None if labels is None else list(data.classes),
         "null_label": labels - 1 if labels is not None and options.class_dropout > 0 else None,
         "image_condition": degradation_config(options),
