@@ -36,6 +36,7 @@ from .named import (
     UniPCScheduler,
 )
 from .output import PathlineSchedulerOutput
+from .particle_scheduler import ParticleScheduler
 
 __all__ = [
     "DCSolverScheduler",
@@ -56,6 +57,7 @@ __all__ = [
     "KDPM2Scheduler",
     "LMSScheduler",
     "PNDMScheduler",
+    "ParticleScheduler",
     "PathlineScheduler",
     "PathlineSchedulerOutput",
     "RESMultistepScheduler",
