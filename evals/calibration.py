@@ -16,6 +16,7 @@ from torch import Tensor
 from pathline.interpolants import unknown_name
 
 from .calibration_distance import FEATURE_BATCH, DistanceSettings
+from .devices import check_device
 from .ranking import spectrum_of
 from .runners import start_state
 from .sources import DataSet, Source, open_source
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .features import FeatureSpace
 
 _START = 128  # trajectories at most, however large the budget
-_LEAST = 12
+_LEAST = 16
 _FEWEST = 4
 _IMAGES = 500
 _OBJECTIVES = ("error", "distance")
@@ -47,7 +48,8 @@ class CalibrationSettings:
     budget : int
         Network calls in all; one sample once through the network is one, and so is a guided pair.
     samples : int or None
-        Start noises, a third of which judge and are never fitted to; by default as many as the budget serves.
+        Start noises, a third of which (up to half of few) judge and are never fitted to; by default as many as the
+        budget serves.
     seed, batch_size, device
     method : str
         "auto" or a name of `calibrate.fitters.FITTERS`.
@@ -101,7 +103,9 @@ class CalibrationSettings:
         return DistanceSettings(self.features, images, self.data, self.seed, self.count, self.batch_size, self.device)
 
 
-def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = True) -> Choice:
+def calibrate_source(
+    settings: CalibrationSettings, out: Path, progress: bool = True, *, overwrite: bool = False
+) -> Choice:
     """Choose a table and save it; one that was interrupted goes on where it stopped.
 
     What is finished is kept in a folder beside `out` (see `parts_folder`) until the table is written.
@@ -113,13 +117,16 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
         A .safetensors file, or .json for a table without arrays: then no groups of coordinates and no mean are tried.
     progress : bool
         Show a bar over the budget.
+    overwrite : bool
+        Replace `out` where it exists.
 
     Raises
     ------
     ValueError
-        Before any network call: an unknown source or method, guidance that the source cannot give, a file name of
-        another kind, too few samples, a method without the data it needs, or an interrupted calibration with other
-        settings. Later, when a method that was asked for by name is not possible; then no parts are left.
+        Before any network call: an unknown source or method, guidance that the source cannot give, a device that is not
+        there, a file name of another kind, a file that exists, too few samples, a method without the data it needs, or
+        an interrupted calibration with other settings. Later, when a method that was asked for by name is not possible;
+        then no parts are left.
     BudgetError
         The budget does not pay for a hold-out.
     """
@@ -127,7 +134,7 @@ def calibrate_source(settings: CalibrationSettings, out: Path, progress: bool = 
     from pathline.samplers.calibrate.resume import Parts, PartsError
     from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 
-    check_settings(settings, out)
+    check_settings(settings, out, overwrite)
     source = open_source(settings.source, settings.device)
     spectrum = None if settings.stats is None else spectrum_of(settings.stats)
     guidance = source.guidance(settings.guidance)
@@ -183,7 +190,7 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def check_settings(settings: CalibrationSettings, out: Path) -> None:
+def check_settings(settings: CalibrationSettings, out: Path, overwrite: bool = False) -> None:
     """Raise ValueError for what is wrong before anything is opened."""
     from pathline.samplers.calibrate.fitters import FITTERS
 
@@ -191,6 +198,9 @@ def check_settings(settings: CalibrationSettings, out: Path) -> None:
         raise ValueError(f"--out {out} is not possible; table files end in .json or .safetensors")
     if out.is_dir() or not next(folder for folder in out.absolute().parents if folder.exists()).is_dir():
         raise ValueError(f"--out {out} is not possible; it must name a file in a folder")
+    if out.exists() and not overwrite:
+        raise ValueError(f"--out {out} exists; name another file, or replace it with --overwrite")
+    check_device(settings.device)
     for name, value, least, what in (
         ("nfe", settings.nfe, 1, "call is"),
         ("budget", settings.budget, 1, "call is"),

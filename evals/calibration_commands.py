@@ -30,9 +30,10 @@ def calibrate(
     features: Features = None,
     images: Annotated[int | None, typer.Option(help="Samples of a table for the distance; default 500.")] = None,
     data: Annotated[str | None, typer.Option(help="The data of the distance, as for `pathline sweep`.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Start noises, a third of them to judge.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Start noises, a third (up to half of few) to judge.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the start noises.")] = 0,
     out: Annotated[Path, typer.Option(help="A .safetensors or .json file.")] = Path("table.safetensors"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
     device: Device = None,
     quiet: Quiet = False,
@@ -50,10 +51,10 @@ def calibrate(
     if between is not None:
         from .calibration_between import calibrate_between
 
-        typer.echo(calibrate_between(settings, [Path(name) for name in between.split()], out))
+        typer.echo(calibrate_between(settings, [Path(name) for name in between.split()], out, overwrite=overwrite))
         return
     try:
-        choice = calibrate_source(settings, out, progress=not quiet)
+        choice = calibrate_source(settings, out, progress=not quiet, overwrite=overwrite)
     except KeyboardInterrupt:
         say(f"Interrupted; what is finished is in {parts_folder(out)}. The same command goes on from there.")
         raise typer.Exit(130) from None

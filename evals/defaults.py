@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from pathline.interpolants import LinearPath
 from pathline.samplers import plan
 from pathline.samplers.defaults import GUIDED
 
@@ -104,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budgets = parse_integers(given.nfe)
     bench = Bench(open_bed(given.source), guidance=given.guidance, samples=given.samples, seed=given.seed)
     found: dict[str, Any] = {"source": given.source, "guidance": given.guidance}
-    found |= {"prediction": bench.problem.prediction, "default": {}, "errors": {}}
+    found |= {"prediction": bench.problem.prediction, "flow": isinstance(bench.path, LinearPath)}
+    found |= {"default": {}, "errors": {}}
     for nfe in tqdm([n for n in budgets if before is None or str(n) in before], desc=given.out.stem):
         if before is None:
             rows = measure(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pathline.interpolants import LinearPath
 from pathline.samplers.defaults import GUIDED, Untuned, default_settings
 
 from .files import write_text
@@ -27,14 +28,15 @@ def setting_text(setting: Untuned) -> str:
 
 def evidence(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each budget of a result: the best setting, the default's error and their ratio."""
+    path = LinearPath() if found["flow"] else None
     kind: dict[str, Any] = {"prediction": found["prediction"], "guided": found["guidance"] > GUIDED}
     rows = []
     for nfe, errors in found["errors"].items():
         best = min(errors, key=lambda text: errors[text][0])
         error, samples = errors[best]
-        default = setting_text(default_settings(int(nfe), **kind))
+        default = setting_text(default_settings(int(nfe), path, **kind))
         row = {"bed": name, "guidance": found["guidance"], "prediction": found["prediction"], "nfe": int(nfe)}
-        row |= {"samples": samples, "best": best}
+        row |= {"flow": found["flow"], "samples": samples, "best": best}
         rows.append(row | {"error": error, "default": default, "default_error": found["default"][nfe]})
     return rows
 

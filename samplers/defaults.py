@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pathline.interpolants import GaussianPath, StochasticInterpolant
+from pathline.interpolants import GaussianPath, LinearPath, StochasticInterpolant
 
 GUIDED = 2.0
 """Scale of classifier-free guidance above which a run counts as guided."""
@@ -38,32 +38,72 @@ def is_guided(guidance: Any) -> bool:
 
 
 Rules = tuple[tuple[int, Untuned], ...]
-_ANALYTIC = {"afs": "unit"}
-_DENSE_ENDS = {"alpha": 0.45, "beta": 0.45}
+"""Most calls at which each setting is used."""
+_FIRST = {"afs": "unit"}
 _EVEN = Untuned("unipc", "logsnr", {"order": 3})
-_OF_DATA: Rules = (
-    (3, Untuned("unipc", "logsnr", {"order": 2, **_ANALYTIC}, {"cleanest": 0.12})),
-    (4, Untuned("unipc", "logsnr", {"order": 2, **_ANALYTIC}, {"cleanest": 0.06})),
-    (6, Untuned("ipndm", "logsnr", {"order": 3, **_ANALYTIC}, {"cleanest": 0.03})),
-    (11, Untuned("ipndm", "karras", {"order": 3})),
-    (17, Untuned("ghvb", "karras", {"order": 2.5})),
-)
-"""Most calls at which each setting is used, for networks that predict the data; beyond, `_EVEN`."""
-_OF_OTHERS: Rules = (
-    (6, Untuned("ipndm", "beta", {"order": 2, **_ANALYTIC})),
-    (9, Untuned("ghvb", "beta", {"order": 2.5, **_ANALYTIC}, _DENSE_ENDS)),
-    (12, Untuned("ghvb", "beta", {"order": 2.5}, _DENSE_ENDS)),
-)
-"""The same for all other networks: those that predict noise or velocity know little of the data where noise is strong,
-and need more levels there; beyond, `_EVEN`."""
-_GUIDED: Rules = (
-    (3, Untuned("dpm++", "time", {"order": 2, **_ANALYTIC})),
-    (4, Untuned("ddim", "time", _ANALYTIC)),
-    (5, Untuned("ipndm", "time", {"order": 2, **_ANALYTIC})),
-    (12, Untuned("ipndm", "beta", {"order": 2, **_ANALYTIC})),
-)
-_PLAIN: Rules = ((4, Untuned("dpm++", "time", {"order": 2})),)
 _STEADY = Untuned("unipc", "beta", {"order": 2})
+
+
+def _log_snr(cleanest: float) -> dict[str, float]:
+    return {"cleanest": cleanest}
+
+
+def _beta(alpha: float, beta: float) -> dict[str, float]:
+    return {"alpha": alpha, "beta": beta}
+
+
+_UNGUIDED: dict[str, Rules] = {
+    "data": (
+        (3, Untuned("ghvb", "logsnr", {"order": 2.5, **_FIRST}, _log_snr(0.12))),
+        (4, Untuned("unipc", "logsnr", {"order": 2, **_FIRST}, _log_snr(0.06))),
+        (5, Untuned("ipndm", "logsnr", {"order": 3, **_FIRST}, _log_snr(0.02))),
+        (6, Untuned("ipndm", "karras", {"order": 3, **_FIRST}, {"rho": 12.0})),
+        (11, Untuned("ipndm", "logsnr", {"order": 3}, _log_snr(0.03))),
+        (17, Untuned("ghvb", "karras", {"order": 2.5})),
+    ),
+    "data on lines": (
+        (3, Untuned("ipndm", "logsnr", {"order": 3, **_FIRST}, _log_snr(0.12))),
+        (5, Untuned("ipndm", "karras", {"order": 3, **_FIRST})),
+        (17, Untuned("ipndm", "karras", {"order": 3})),
+    ),
+    "velocity": (
+        (3, Untuned("ghvb", "beta", {"order": 2.5, **_FIRST}, _beta(0.6, 0.5))),
+        (4, Untuned("ipndm", "beta", {"order": 2, **_FIRST})),
+        (5, Untuned("ghvb", "beta", {"order": 2.5, **_FIRST}, _beta(0.45, 0.45))),
+        (9, Untuned("ipndm", "beta", {"order": 3}, _beta(0.5, 0.7))),
+        (17, Untuned("ipndm", "beta", {"order": 3}, _beta(0.6, 0.8))),
+    ),
+    "noise": (
+        (3, Untuned("unipc", "beta", {"order": 2, **_FIRST}, _beta(0.6, 0.8))),
+        (4, Untuned("dpm++", "logsnr", {"order": 2, **_FIRST}, _log_snr(0.12))),
+        (9, Untuned("unipc", "beta", {"order": 2, **_FIRST}, _beta(0.6, 0.8))),
+        (12, Untuned("ghvb", "beta", {"order": 2.5}, _beta(0.45, 0.45))),
+    ),
+}
+"""By what the network predicts, see `_kind`; beyond, `_EVEN`."""
+_GUIDED: dict[str, Rules] = {
+    "data": (
+        (4, Untuned("ipndm_v", "time", {"order": 2, **_FIRST})),
+        (5, Untuned("deis", "beta", {"order": 2, **_FIRST})),
+        (12, Untuned("dpm", "beta", {"order": 2, **_FIRST}, _beta(0.6, 0.8))),
+    ),
+    "data on lines": (
+        (3, Untuned("ipndm_v", "beta", {"order": 2, **_FIRST}, _beta(0.8, 0.6))),
+        (4, Untuned("ipndm_v", "logsnr", {"order": 2, **_FIRST}, _log_snr(0.06))),
+        (6, Untuned("ghvb", "logsnr", {"order": 1.5, **_FIRST}, _log_snr(0.12))),
+        (12, Untuned("ipndm", "logsnr", {"order": 2}, _log_snr(0.06))),
+    ),
+    "velocity": (
+        (4, Untuned("ipndm_v", "beta", {"order": 2, **_FIRST}, _beta(0.8, 0.6))),
+        (5, Untuned("ipndm_v", "beta", {"order": 2, **_FIRST})),
+        (6, Untuned("ipndm", "beta", {"order": 2}, _beta(0.6, 0.7))),
+        (9, Untuned("ipndm", "beta", {"order": 2}, _beta(0.6, 0.8))),
+        (12, Untuned("dpm", "beta", {"order": 2, **_FIRST}, _beta(0.45, 0.45))),
+    ),
+    "noise": ((12, Untuned("ghvb", "beta", {"order": 1.5, **_FIRST}, _beta(0.6, 0.8))),),
+}
+"""The same for guided runs; beyond, `_STEADY`."""
+_PLAIN: Rules = ((4, Untuned("dpm++", "time", {"order": 2})),)
 _ON_BRIDGES = Untuned("dbim", "time")
 
 
@@ -90,10 +130,20 @@ def default_settings(
     """
     if isinstance(path, StochasticInterpolant):
         return _ON_BRIDGES
+    rules: Rules
     if not analytic:
         rules, beyond = _PLAIN, _STEADY
     elif guided:
-        rules, beyond = _GUIDED, _STEADY
+        rules, beyond = _GUIDED[_kind(path, prediction)], _STEADY
     else:
-        rules, beyond = (_OF_DATA if prediction == "data" else _OF_OTHERS), _EVEN
+        rules, beyond = _UNGUIDED[_kind(path, prediction)], _EVEN
     return next((setting for most, setting in rules if calls <= most), beyond)
+
+
+def _kind(path: GaussianPath | None, prediction: str | None) -> str:
+    """Which rules hold: those that predict noise or velocity know little of the data where noise is strong, and need
+    more levels there; and the same levels lie elsewhere in the time of a flow.
+    """
+    if prediction == "data":
+        return "data on lines" if isinstance(path, LinearPath) else "data"
+    return "velocity" if prediction == "velocity" else "noise"

@@ -278,13 +278,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(suffix: str, tmp_path: Path) -> None:
         measure_statistics(pair(), batches(2), resume=file, **common)
     problem = pair()
     found = measure_statistics(problem, batches(3), resume=file, **common)
-    assert problem.calls == 4 * 4 * 7  # one batch was missing
+    assert problem.calls == 4 * 4 * 7 + 2  # one batch was missing, and two calls tell the network
     assert found.metadata == wanted.metadata
     for name in "lsb":
         assert np.array_equal(getattr(found, name), getattr(wanted, name))
     again = pair()
     assert measure_statistics(again, points(12), resume=file, batch_size=4, **common).metadata == wanted.metadata
-    assert again.calls == 0
+    assert again.calls == 2
     with pytest.raises(ValueError, match=r"partial sums of other settings \(levels\)"):
         measure_statistics(pair(), batches(3), levels=8, resume=file)
     with pytest.raises(ValueError, match="partial sums of other data"):
@@ -361,3 +361,19 @@ def test_outputs_that_are_not_finite_are_named() -> None:
     problem = Problem(lambda x, t: x / (t[:, None] - t[:, None]), VPPath())
     with pytest.raises(ValueError, match=r"not finite at λ = -5.02"):
         measure_statistics(problem, points(4), levels=5, derivative="difference")
+
+
+def test_partial_sums_of_another_network_or_class_are_refused(tmp_path: Path) -> None:
+    path, data = LinearPath(), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    law = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], std=[0.2, 0.2], classes=[0, 1])
+    model, file = law.as_model(path, "data"), tmp_path / "sums.npz"
+
+    def measured(network: Any, label: int) -> Any:
+        kwargs = {"labels": torch.full((8,), label)}
+        return measure_statistics(Problem(network, path, "data", model_kwargs=kwargs), data, levels=3, resume=file)
+
+    measured(model, 0)
+    with pytest.raises(ValueError, match="another network"):
+        measured(lambda x, t, **kwargs: 0.3 * model(x, t, **kwargs) + 1.0, 0)
+    with pytest.raises(ValueError, match="other data|another network"):
+        measured(model, 1)

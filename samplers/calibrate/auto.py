@@ -24,6 +24,7 @@ from ..analysis import Spectrum
 from ..anchors import missing_anchors
 from ..fitted import described_fit
 from ..grids import make_nodes
+from ..loop import check_start
 from ..nodes import Nodes
 from ..numerics import Array
 from ..run_state import NonFiniteError
@@ -39,6 +40,7 @@ from .trials import Choice, Trial
 from .untuned import DEFAULT, untuned_tables
 
 _GRIDS_TRIED = 3  # on which a fit begins
+_JUDGES = 8  # noises of a hold-out, where there are enough: one that changes mode decides among fewer
 _FIRST_LOOK = (12, 4, 2, 1)  # samples on which every untuned candidate runs; the best quarter of them goes on
 _LOOK_SHARE = 0.3  # of the budget, at most, where fewer samples still make it possible
 _ENDS_SHARE = 0.2  # of the budget, at most, for converged ends of the hold-out as exact as those that are fitted to
@@ -81,7 +83,7 @@ def choose(
         "auto": the table of least hold-out error of all, which is never worse there than the best untuned one. A name
         of `FITTERS`: the best table of that fit, whatever it gains.
     hold_out : int, optional
-        The last samples, which judge and are never fitted to; by default a third.
+        The last samples, which judge and are never fitted to; by default a third, of few samples up to half.
     arrays : bool
         False chooses only among tables without arrays, which a .json file or a scheduler's config can hold.
     analytic : bool
@@ -116,7 +118,8 @@ def choose(
     """
     if method != "auto" and method not in FITTERS:
         raise unknown_name("calibration method", method, ["auto", *FITTERS])
-    held = max(2, len(x_init) // 3) if hold_out is None else hold_out
+    check_start(x_init, problem.guidance)
+    held = max(2, min(_JUDGES, len(x_init) // 2), len(x_init) // 3) if hold_out is None else hold_out
     if nfe < 1:
         raise ValueError(f"nfe={nfe!r} is not possible; at least 1 call is needed")
     if not 2 <= held <= len(x_init) - 2:

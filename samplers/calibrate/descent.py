@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..nodes import Level, points_at, times_at
 from ..numerics import Array
-from .descent_state import DescentState
 from .extractor import Extractor, digest_of
+from .kept_state import DescentState
 from .row_fits import Reference
 from .student import Numbers, Student, walk
 

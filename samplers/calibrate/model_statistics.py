@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from ..guidance import ClassifierFree
 from ..keyed_noise import keyed_normal
 from ..numerics import Array
 from .directional import RULES, Directional, LevelPoint, choose_rule, level_point
+from .extractor import digest_of
+from .network_identity import network_told
 from .trajectories import Problem
 
 Batch = Tensor | tuple[Tensor, Mapping[str, Any]]
@@ -194,9 +196,11 @@ class _Run:
         """Add one batch, or pass over it where the partial sums hold it already."""
         data, kwargs = batch if isinstance(batch, tuple) else (batch, {})
         _check_data(data)
-        content = data.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        self._digest = hashlib.sha256(self._digest.encode() + content).hexdigest()
+        given = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}
+        self._digest = hashlib.sha256((self._digest + digest_of({"": data, **given})).encode()).hexdigest()
         self._seen += 1
+        if self._seen == 1 and self.file is not None:
+            self._check_network(data, kwargs)
         if self._seen <= self.progress["batches"]:
             if self._seen == self.progress["batches"] and self._digest != self.progress["digest"]:
                 raise ValueError(f"{self.file} holds partial sums of other data, or of other batches")
@@ -205,6 +209,12 @@ class _Run:
         self._add(data, {**self.problem.model_kwargs, **kwargs}, tick)
         if self.file is not None and time.monotonic() - self._saved >= self.save_every:
             self._save()
+
+    def _check_network(self, data: Tensor, kwargs: Mapping[str, Any]) -> None:
+        problem = replace(self.problem, model_kwargs={**self.problem.model_kwargs, **kwargs})
+        told = network_told(problem, data[:1], len(data))
+        if self.progress.setdefault("network", told) != told:
+            raise ValueError(f"{self.file} holds partial sums of other data or of another network; give another file")
 
     def _add(self, data: Tensor, kwargs: Mapping[str, Any], tick: Callable[[int], None]) -> None:
         if self.sums is None:
@@ -233,7 +243,7 @@ class _Run:
                 f"the network or its derivatives are not finite at λ = {level.lam:g} (time {level.time:g})"
             )
         self.sums = self.sums + found
-        self.progress = {
+        self.progress |= {
             "batches": self._seen,
             "samples": self.done + len(data),
             "calls": self.progress["calls"] + self.problem.calls - before,

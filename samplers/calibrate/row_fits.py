@@ -15,7 +15,7 @@ from ..grids import make_nodes
 from ..nodes import Level, Nodes, points_at, times_at
 from ..numerics import Array
 from .extractor import digest_of
-from .level_state import LevelState
+from .kept_state import LevelState, kept_rows
 from .trajectories import Problem, mean_error, reference_calls, reference_states, sample_errors
 from .triangular import Triangular, execute
 
@@ -245,14 +245,11 @@ def search_levels(
 
     at, problem = LevelState.open(state, _key(reference, lam, ridge)), reference.problem
     began = problem.calls
-    if at.course:
+    if at.last is not None and at.best is not None and at.residual is not None:
         problem.charge(at.calls)
-        point, damping, course = (
-            _Point(at.lam, at.rows(build, best=False), at.residual.to(reference.end)),
-            at.damping,
-            at.course,
-        )
-        best = _Point(at.best_lam, at.rows(build, best=True), point.residual)
+        residual = at.residual.to(reference.end)
+        point, best = (_taken_up(build, kept, residual) for kept in (at.last, at.best))
+        damping, course = at.damping, at.course
     else:
         point, damping = fitted(lam), _DAMPING
         best, course = point, [(point.error, judge(point.rows))]
@@ -279,16 +276,15 @@ def search_levels(
         course.append((point.error, judge(point.rows)))
         if course[-1][1] <= min(held for _, held in course):
             best = point
-        at.lam, at.weights, at.residual, at.damping, at.course = (
-            point.lam,
-            point.rows.weights,
-            point.residual,
-            damping,
-            course,
-        )
-        at.best_lam, at.best_weights, at.calls = best.lam, best.rows.weights, problem.calls - began
+        at.last, at.best = kept_rows(point.lam, point.rows.weights), kept_rows(best.lam, best.rows.weights)
+        at.residual, at.damping, at.course, at.calls = point.residual, damping, course, problem.calls - began
         at.save(state)
     return best.rows, best.lam, course
+
+
+def _taken_up(build: Callable[[Array], Triangular], kept: tuple[Tensor, list[Tensor]], residual: Tensor) -> _Point:
+    lam = kept[0].numpy()
+    return _Point(lam, replace(build(lam), weights=tuple(row.numpy() for row in kept[1])), residual)
 
 
 def _key(reference: Reference, lam: Array, ridge: float) -> str:

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..files import replacing
@@ -16,9 +15,8 @@ from ..fitted import described_fit
 from ..guidance import ClassifierFree
 from .decisions import Decisions
 from .extractor import digest_of
+from .network_identity import network_told
 from .trajectories import Problem
-
-_PROBED = (0.3, 0.7)
 
 
 class Memory:
@@ -83,22 +81,10 @@ def identity_of(problem: Problem, x_init: Tensor) -> dict[str, Any]:
         given |= {f"unconditional {key}": value for key, value in guidance.unconditional.items()}
     return {
         "network": described_fit(path=problem.path, prediction=problem.prediction, guidance=guidance),
-        "weights": _told(problem, x_init[:1], len(x_init)),
+        "weights": network_told(problem, x_init[:1], len(x_init)),
         "conditions": digest_of({key: value for key, value in given.items() if isinstance(value, Tensor)}),
         "x_init": digest_of({"x_init": x_init}),
     }
-
-
-def _told(problem: Problem, x: Tensor, batch: int) -> str | list[str]:
-    for module in (problem.model, getattr(problem.model, "network", None)):
-        if isinstance(module, torch.nn.Module):
-            return digest_of(module.state_dict())
-    first, found = problem.part(slice(0, 1), batch), list[str]()
-    for time in _PROBED:
-        with torch.no_grad():
-            out = first(x, torch.full((1,), time, dtype=x.dtype, device=x.device), **first.model_kwargs).double()
-        found += [f"{float(value):.4g}" for value in (out.mean(), out.square().mean())]
-    return found
 
 
 def _key(judged: bool, decisions: Decisions) -> str:
