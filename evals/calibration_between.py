@@ -25,7 +25,9 @@ _FIRST = 1_000_000  # index of the first of them: none that a table was fitted t
 _VERSIONS = ("pathline", "torch")
 
 
-def calibrate_between(settings: CalibrationSettings, files: Sequence[Path], out: Path) -> str:
+def calibrate_between(
+    settings: CalibrationSettings, files: Sequence[Path], out: Path, *, overwrite: bool = False
+) -> str:
     """Interpolate between fitted tables, keep what is best on a few samples, and save it; returns what to tell.
 
     Parameters
@@ -35,16 +37,18 @@ def calibrate_between(settings: CalibrationSettings, files: Sequence[Path], out:
     files : sequence of at least 2 Path
         Tables fitted to this network from one base, such as those of --method rows.
     out : Path
+    overwrite : bool
+        Replace `out` where it exists.
 
     Raises
     ------
     ValueError
-        Before any network call: files that are no tables, tables of another network, path or prediction, of different
-        bases, or too far from what is wanted; options that belong to a fit.
+        Before any network call: an `out` that exists, files that are no tables, tables of another network, path or
+        prediction, of different bases, or too far from what is wanted; options that belong to a fit.
     BudgetError
         The budget does not pay for judging on 2 samples.
     """
-    check_settings(settings, out)
+    check_settings(settings, out, overwrite)
     if settings.method != "auto" or settings.objective != "error":
         raise ValueError("--between fits nothing; leave out --method and --objective")
     tables = [Table.load(file) for file in files]

@@ -44,7 +44,7 @@ class SpaceFeatures:
     """
 
     def __init__(self, space: FeatureSpace) -> None:
-        self.space = space
+        self.space, self.network = space, space.network
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features (B, F) of samples (B, ...); ValueError where the space has no derivative and one is needed."""
@@ -128,7 +128,7 @@ class Judge:
 
     def distance(self, table: Table) -> float:
         """Fréchet distance of `count` samples of the table to the data; ValueError where these features chose it."""
-        check_judge(table, self._space.name)
+        check_judge(table, self._space.name, self._space.network)
         found, source = Moments(), self._source
         for indices in batches(self._count, 250):
             kwargs = source.kwargs(indices)

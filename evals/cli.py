@@ -248,7 +248,7 @@ def sample(
         typer.Option(help="A method, as in 'unipc:order=3', or the file of a table; by default chosen for the budget."),
     ] = None,
     grid: Annotated[str | None, typer.Option(help="Grid of the method; 'logsnr' by default.")] = None,
-    nfe: Annotated[int, typer.Option(help="Budget of evaluations per sample.")] = 20,
+    nfe: Annotated[int | None, typer.Option(help="Evaluations per sample, at most; a table's own, else 20.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run a table fitted to another network or guidance.")] = False,
     seed: Annotated[int, typer.Option(help="Seed; sample i is the same for any batch size.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
@@ -258,7 +258,7 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Draw samples and write a PNG grid or an .npz."""
-    from .drawing import draw_samples
+    from .drawing import default_calls, draw_samples
     from .settings import SweepSettings
 
     if method is None and grid is not None:
@@ -267,7 +267,7 @@ def sample(
         source,
         methods=(method or "ddim",),
         grids=(grid or "logsnr",),
-        nfe=(nfe,),
+        nfe=(default_calls(method) if nfe is None else nfe,),
         seeds=(seed,),
         runners=(runner,),
         samples=max(2, count),

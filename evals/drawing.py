@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pathline.samplers import Table
+from pathline.samplers.fitted import is_table
 from pathline.training import save_preview
 
 from .choice import untuned_choice
@@ -11,6 +13,15 @@ from .images import save_samples
 from .runners import check_table_fits, run_cell, table_of
 from .settings import SweepSettings
 from .sources import open_source
+
+_CALLS = 20
+
+
+def default_calls(method: str | None) -> int:
+    """Network calls of a run that names none: those of a table's file, else 20."""
+    if method is None or not is_table(method) or not Path(method).is_file():
+        return _CALLS
+    return Table.load(Path(method)).evaluations
 
 
 def draw_samples(

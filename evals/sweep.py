@@ -170,7 +170,10 @@ class _Sweep:
         """The main process first: the others then find features of the reference on disk."""
         judge = Judge(self.source, self.settings, self.cache) if self.world.is_main else None
         self.world.wait()
-        return judge or Judge(self.source, self.settings, self.cache)
+        judge = judge or Judge(self.source, self.settings, self.cache)
+        for _, table in self.tables.values():
+            check_judge(table, judge.space.name, judge.space.network)
+        return judge
 
     def _protocol(self, judge: Judge) -> dict[str, Any]:
         """Everything besides the cell that determines its numbers."""

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
+from pathline.evals.calibration_distance import SpaceFeatures
 from pathline.evals.distances import frechet_distance
+from pathline.evals.features import FeatureSpace
 from pathline.evals.moments import Moments
 from pathline.interpolants import LinearPath
-from pathline.samplers import Table, plan
-from pathline.samplers.calibrate import auto, untuned
+from pathline.samplers import ClassifierFree, Table, plan
+from pathline.samplers.analysis import as_spectrum
+from pathline.samplers.calibrate import auto, fitters, untuned
 from pathline.samplers.calibrate.auto import choose
-from pathline.samplers.calibrate.extractor import check_judge, fitted_features
-from pathline.samplers.calibrate.objectives import FeatureDistance, frechet
+from pathline.samplers.calibrate.extractor import KEY, Extractor, check_judge, digest_of, fitted_features
+from pathline.samplers.calibrate.fitters import FITTERS, FitTask
+from pathline.samplers.calibrate.level_search import TEACHER
+from pathline.samplers.calibrate.objectives import FeatureDistance, GaussianError, frechet
 from pathline.samplers.calibrate.resume import Parts
 from pathline.samplers.calibrate.trajectories import BudgetError, Problem
 from pathline.samplers.calibrate.trials import Choice
@@ -72,6 +82,64 @@ def test_what_a_feature_space_chose_is_not_reported_in_it(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match="are no evidence"):
             check_judge(table, "tanh")
         check_judge(table, "pca")
+
+
+def test_the_same_weights_under_another_name_judge_nothing_either() -> None:
+    network, other = (torch.nn.Linear(4, 3).double() for _ in range(2))
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        return network(images.flatten(1))
+
+    space = FeatureSpace("mine", "FD (mine)", {}, lambda x: pooled(x).detach().numpy(), pooled, network)
+    for features in (network, SpaceFeatures(space)):
+        marker = Extractor(features, "mine").marker
+        assert marker == {"name": "mine", "weights": digest_of(network.state_dict())}
+        table = replace(plan(PATH, "ddim", nfe=2), options={KEY: marker})
+        with pytest.raises(ValueError, match="are no evidence"):
+            check_judge(table, "effnet-lite0", network)
+        check_judge(table, "effnet-lite0", other)
+        check_judge(table, "effnet-lite0")
+
+
+def test_both_tables_on_gits_levels_come_from_one_teacher(tmp_path: Path) -> None:
+    def fitted(method: str, folder: Path | None) -> Choice:
+        problem = Problem(BED.model, PATH, "velocity")
+        return choose(problem, starts(PATH, 12, 4), 4, method=method, hold_out=4, parts=Parts(folder))
+
+    first, second = (t for t in fitted("gits", None).trials if t.tuned)
+    assert sorted(t.calls for t in (first, second)) == [4 * 4, 4 * 4 + 8 * TEACHER]
+    assert first.table is not None
+    assert second.table is not None
+    assert first.table.nodes == second.table.nodes
+    whole = fitted("gits", tmp_path / "parts")
+    judged = hashlib.sha256(b"ipndm-3 on GITS levels").hexdigest()[:16]
+    (tmp_path / "parts" / f"{judged}.safetensors").unlink()  # as if it had been interrupted there
+    again = fitted("gits", tmp_path / "parts")
+    assert [(t.name, t.calls) for t in again.trials] == [(t.name, t.calls) for t in whole.trials]
+    assert again.table == whole.table
+
+
+def test_a_search_is_told_the_spectrum_where_the_run_is_unguided(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[GaussianError | None] = []
+
+    def search(*args: Any, predictor: GaussianError | None, **kwargs: Any) -> Any:
+        told.append(predictor)
+        raise ValueError("not searched")
+
+    monkeypatch.setattr(fitters, "search_steps", search)
+    spectrum = as_spectrum(np.linspace(0.5, 2.0, 4))
+    guided = replace(BED, guidance=ClassifierFree(2.0, {}))
+    for problem, data in ((BED, spectrum), (BED, None), (guided, spectrum)):
+        task = SimpleNamespace(
+            problem=problem, nfe=4, analytic=True, spectrum=data, inside="", x_init=None, chunk=None, distance=None,
+            file=lambda name: None,
+        )  # fmt: skip
+        for _, fit in FITTERS["s3"](cast(FitTask, task)):
+            with pytest.raises(ValueError, match="not searched"):
+                fit()
+    assert [given is not None for given in told] == [True, False, False]
+    assert told[0] is not None
+    assert [s.values.tolist() for s in told[0].spectra] == [s.values.tolist() for s in GaussianError(spectrum).spectra]
 
 
 def test_an_interrupted_choice_by_distance_ends_the_same(tmp_path: Path) -> None:

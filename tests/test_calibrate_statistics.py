@@ -375,5 +375,5 @@ def test_partial_sums_of_another_network_or_class_are_refused(tmp_path: Path) ->
     measured(model, 0)
     with pytest.raises(ValueError, match="another network"):
         measured(lambda x, t, **kwargs: 0.3 * model(x, t, **kwargs) + 1.0, 0)
-    with pytest.raises(ValueError, match="other data|another network"):
+    with pytest.raises(ValueError, match=r"other data|another network"):
         measured(model, 1)

@@ -62,6 +62,8 @@ def test_a_calibrated_table_is_saved_with_its_story_and_samples(pathline: Cli, t
         (("--nfe", "5", "--guidance", "nan"), "--guidance nan is not possible"),
         (("--nfe", "5", "--guidance", "inf"), "--guidance inf is not possible"),
         (("--nfe", "5", "--budget", "0"), "--budget 0 is not possible"),
+        (("--nfe", "5", "--device", "nowhere"), "--device nowhere is not possible here"),
+        (("--nfe", "5", "--device", "cuda:99"), "--device cuda:99 is not possible here"),
         (("--nfe", "5", "--batch-size", "0"), "--batch-size 0 is not possible"),
         (("--nfe", "90000"), "raise --budget, or lower --nfe"),
         (("--nfe", "5", "--method", "gaussian"), "--method gaussian needs --stats"),
@@ -173,9 +175,37 @@ def test_a_table_between_fitted_ones_is_judged_and_saved(pathline: Cli, tmp_path
         ("f4.json", "at least 2 are needed"),
         ("f6.json f6.json", "different numbers of calls at one scale"),
     ):
-        code, said, complaint = pathline(*asked, "--between", names)
+        code, said, complaint = pathline(*asked, "--between", names, "--overwrite")
         assert (code, said) == (1, "")
         assert message in complaint
+    before = (tmp_path / "new" / "t.json").read_bytes()
+    code, _, complaint = pathline(*asked, "--between", "f4.json f6.json")
+    assert code == 1
+    assert "--out new/t.json exists" in complaint
+    assert (tmp_path / "new" / "t.json").read_bytes() == before
+
+
+def test_a_table_is_replaced_only_where_that_was_asked_for(pathline: Cli, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("kept")
+    asked = ("calibrate", "bed:ring", "--nfe", "2", "--budget", "1500", "--quiet", "--out", "t.json")
+    code, said, complaint = pathline(*asked)
+    assert (code, said) == (1, "")
+    assert "--out t.json exists; name another file, or replace it with --overwrite" in complaint
+    assert (tmp_path / "t.json").read_text() == "kept"
+    assert pathline(*asked, "--overwrite")[0] == 0
+    assert Table.load(tmp_path / "t.json").evaluations == 2
+
+
+def test_samples_of_a_table_take_its_own_number_of_calls(pathline: Cli, tmp_path: Path) -> None:
+    source = open_source("bed:digits")
+    plan(source.path, "dpm++", nfe=3, grid="karras", order=2).save(tmp_path / "t.json")
+    asked = ("sample", "bed:digits", "--method", "t.json", "--count", "2", "--quiet", "--out", "x.npz")
+    code, said, _ = pathline(*asked)
+    assert code == 0
+    assert "at 3 evaluations each" in said
+    code, _, complaint = pathline(*asked, "--nfe", "5")
+    assert code == 1
+    assert "makes 3 calls and runs at no other number" in complaint
 
 
 def test_a_folder_is_no_place_for_a_table(pathline: Cli, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ class Extractor:
     Attributes
     ----------
     features : callable (B, ...) -> Tensor (B, ...) or sequence of them
-        Of several outputs (layers) each counts the same. LPIPS-like distances normalise and weigh within it.
+        Of several outputs (layers) each counts the same. Weights are those of a torch module, or of an attribute
+        `network` that is one. LPIPS-like distances normalise and weigh within it.
     name : str
         Of the space, as reports call it: "effnet-lite0", "inception", "vgg16". Two extractors of one name are the same.
 
@@ -41,10 +42,12 @@ class Extractor:
 
     @property
     def marker(self) -> dict[str, str]:
-        """What a table keeps: the name, and a hash of the weights where `features` is a torch module."""
-        if not isinstance(self.features, torch.nn.Module):
+        """What a table keeps: the name, and a hash of the weights where `features` is or has a torch module."""
+        network = getattr(self.features, "network", None)
+        network = self.features if isinstance(self.features, torch.nn.Module) else network
+        if not isinstance(network, torch.nn.Module):
             return {"name": self.name}
-        return {"name": self.name, "weights": digest_of(self.features.state_dict())}
+        return {"name": self.name, "weights": digest_of(network.state_dict())}
 
     def errors(self, x: Tensor, wanted: Sequence[Tensor]) -> Tensor:
         """Root mean square difference (B,) of the features of `x` to `wanted`, as `of` gives them."""
@@ -93,7 +96,7 @@ def marker_of(table: Table) -> dict[str, str] | None:
     return None
 
 
-def check_judge(table: Table, space: str) -> None:
+def check_judge(table: Table, space: str, network: torch.nn.Module | None = None) -> None:
     """Raise where `table` was fitted in the feature space `space`, which then says nothing about its quality.
 
     Parameters
@@ -101,13 +104,20 @@ def check_judge(table: Table, space: str) -> None:
     table : Table
     space : str
         Name of the space that is to report; what follows a colon (an argument) does not count.
+    network : torch module, optional
+        Of the space; the same weights under another name are the same space.
 
     Raises
     ------
     ValueError
     """
-    used = fitted_features(table)
-    if used is not None and used.partition(":")[0].strip().lower() == space.partition(":")[0].strip().lower():
+    if (marker := marker_of(table)) is None:
+        return
+    used = str(marker["name"])
+    same = used.partition(":")[0].strip().lower() == space.partition(":")[0].strip().lower()
+    if not same and network is not None and "weights" in marker:
+        same = digest_of(network.state_dict()) == marker["weights"]
+    if same:
         raise ValueError(
             f"table {table.method!r} was fitted with the feature extractor {used!r}, so that distances in {space!r} "
             "are no evidence; report in another feature space"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..analysis import Spectrum
 from ..ems import ModelStatistics
+from ..files import replacing
 from ..nodes import Nodes
 from ..sampling import plan
 from ..table import Table
@@ -29,7 +31,7 @@ from .ld3 import learn_levels
 from .learned import learn_rows, start_prediction
 from .level_search import gits
 from .model_statistics import measure_statistics
-from .objectives import FeatureDistance
+from .objectives import FeatureDistance, GaussianError
 from .row_fits import Reference
 from .trajectories import Problem
 from .untuned import STARTS
@@ -195,9 +197,19 @@ def _compensation(task: FitTask) -> Iterator[tuple[str, Fit]]:
 
 
 def _gits(task: FitTask) -> Iterator[tuple[str, Fit]]:
+    @cache
+    def levels() -> Nodes:
+        kept = task.file("gits.json")
+        if kept is not None and kept.exists():  # counted with the table that an earlier run made of them
+            return Nodes(**json.loads(kept.read_text()), path=task.problem.path)
+        nodes = gits(task.problem, task.x_init, task.nfe, chunk=task.chunk).nodes
+        if kept is not None:
+            with replacing(kept) as stream:
+                json.dump({key: getattr(nodes, key).tolist() for key in ("signal", "noise", "time")}, stream)
+        return nodes
+
     def fit(order: int) -> Table:
-        found = gits(task.problem, task.x_init, task.nfe, chunk=task.chunk)
-        return plan(None, "ipndm", grid=found.nodes, order=order)
+        return plan(None, "ipndm", grid=levels(), order=order)
 
     for order in (2, 3):
         yield f"ipndm-{order} on GITS levels", partial(fit, order)
@@ -265,9 +277,11 @@ def _searched(task: FitTask) -> Iterator[tuple[str, Fit]]:
     def fit() -> Table:
         afs = (False, "unit") if task.analytic else (False,)
         space = DecisionSpace(task.problem.path, task.nfe, afs=afs)
+        known = task.spectrum if task.problem.guidance is None else None  # it tells nothing of guided errors
         return search_steps(
             task.problem, task.x_init, task.nfe, space=space, state=task.file("search.json"), chunk=task.chunk,
             objective="end point" if task.distance is None else task.distance.on,
+            predictor=None if known is None else GaussianError(known),
         ).table  # fmt: skip
 
     yield f"S3 search{task.inside}", fit
