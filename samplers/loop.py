@@ -144,6 +144,9 @@ def check_start(x: Tensor, guidance: Any = None) -> None:
         raise ValueError(f"x_init must be a floating-point tensor of shape (B, ...) with B ≥ 1, got {shape}")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x_init holds NaN or infinite values")
+    if isinstance(guidance, Hook) and not callable(guidance):
+        name = type(guidance).__name__
+        raise ValueError(f"guidance={name}(...) is not possible; it is a hook, pass it as hooks=[{name}(...)]")
     if guidance is not None and not callable(guidance):
         raise ValueError(f"guidance={guidance!r} is not possible; pass ClassifierFree(scale, unconditional={{...}})")
 

@@ -153,7 +153,7 @@ def test_both_conventions_and_a_schedule_are_one_rule() -> None:
     assert torch.equal(drawn(VPPath(), ClassifierFree.original(2.0, cond)), drawn(VPPath(), ClassifierFree(3.0, cond)))
     assert torch.equal(drawn(VPPath(), Scheduled(free(), [3.0] * 6)), drawn(VPPath(), free()))
     assert torch.equal(drawn(VPPath(), Scheduled(free(), lambda place: 1.0)), drawn(VPPath(), None))
-    with pytest.raises(ValueError, match="none for step 2"):
+    with pytest.raises(ValueError, match="2 scales for 6 steps"):
         drawn(VPPath(), Scheduled(free(), [3.0, 2.0]))
 
 

@@ -13,6 +13,7 @@ from pathline.samplers.smc import (
     Branch,
     Chunked,
     Composition,
+    CountedReward,
     FeynmanKac,
     HeavyTailWarning,
     Policy,
@@ -66,7 +67,7 @@ def test_drift_and_weight_of_a_step_satisfy_the_master_identity(name: str, path,
     model = FIRST.as_model(path, prediction)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeavyTailWarning)
-        found = run(score_steps(nodes, zeta), model, x, prediction=prediction, guidance=hook, full=True,
+        found = run(score_steps(nodes, zeta, target.total), model, x, prediction=prediction, guidance=hook, full=True,
                     noise=lambda row, slot, like: torch.zeros_like(like))  # fmt: skip
 
     def log_p(state: Tensor, t: Tensor) -> Tensor:
@@ -128,7 +129,9 @@ def test_a_product_of_two_gaussians() -> None:
     options = {"path": VP, "steps": 200, "grid": "time", "prediction": "noise", "dtype": torch.float64}
     target = law() * law(gaussian(1, 0.25, VP))
     with pytest.warns(HeavyTailWarning, match="W = 2"):
-        found = smc_sample(gaussian(-1, 1, VP), target, (1,), 2000, **options)
+        smc_sample(gaussian(-1, 1, VP), target, (1,), 4, **options)
+    found = smc_sample(gaussian(-1, 1, VP), target, (1,), 2000, noise_scale=3**0.5, **{**options, "grid": "logsnr"})
+    assert found.log_z == pytest.approx(-2.630510, abs=0.2)
     mean, variance = moments(found)
     assert mean == pytest.approx(0.6, abs=0.06)
     assert variance == pytest.approx(0.2, abs=0.03)
@@ -282,6 +285,7 @@ def test_rewards_that_fail_are_warned_of_and_bad_requests_are_refused() -> None:
     with pytest.warns(UserWarning, match="all 20 particles have weight 0"):
         found = smc_sample(model, dead, (1,), 20, **options)
     assert found.log_z == -math.inf
+    assert math.isnan(found.log_z_error)
     assert found.weights.tolist() == [0.05] * 20
     with pytest.raises(ValueError, match="one number for each"):
         smc_sample(model, law().tilted(lambda x: x), (1,), 4, **options)
@@ -293,6 +297,14 @@ def test_rewards_that_fail_are_warned_of_and_bad_requests_are_refused() -> None:
         Branch(math.nan)
     with pytest.raises(ValueError, match="window"):
         FeynmanKac(annealed(2.0), window=(0.5, 0.5))
+    with pytest.raises(ValueError, match="not possible with a reward"):
+        FeynmanKac(law().tilted(reward), window=(0.2, 1.0))
+    x = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match=r"pass it as guidance=FeynmanKac"):
+        run(score_steps(make_nodes(VP, "logsnr", 3)), model, x, hooks=[FeynmanKac(annealed(0.5))])
+    with pytest.raises(ValueError, match="second particle hook"):
+        run(score_steps(make_nodes(VP, "logsnr", 3)), model, x, guidance=FeynmanKac(guided(1.0, {})),
+            hooks=[FeynmanKac(guided(1.0, {}))])  # fmt: skip
     with pytest.raises(ValueError, match="goes back"):
         run(build_table("restart", make_nodes(EDMPath(), "karras", 18)), FIRST.as_model(EDMPath()), torch.randn(2, 1),
             guidance=FeynmanKac(guided(1.0, {})))  # fmt: skip
@@ -310,3 +322,46 @@ def test_a_window_weighs_inside_only() -> None:
         hook = FeynmanKac(target, Policy(), window=window)
         run(score_steps(nodes), gaussian(1, 1, VP), torch.randn(5, 1), prediction="noise", guidance=hook)
         assert len(hook.population.trace) in (rows, rows - 1)
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_coarse_steps_of_a_cold_law_stay_stable(steps: int) -> None:
+    """Held whole, the score made log Z 7.5e7 at 20 steps and 34 at 50; exactly it is -1.5518."""
+    found = smc_sample(FIRST.as_model(VP), annealed(2.0), (1,), 500, path=VP, steps=steps, noise_scale=3**0.5,
+                       dtype=torch.float64)  # fmt: skip
+    assert float(found.sample.abs().max()) < 8.0
+    assert found.log_z == pytest.approx(-1.5518, abs=3.5 if steps == 20 else 0.5)
+
+
+def test_the_first_row_from_pure_noise_weighs_half_the_squared_signal_to_noise_ratio() -> None:
+    """Weights 2 and -1 of constant data 3 and 1: spread 2·(3 - 5)² - (1 - 5)² = -8, times minus half the ratio."""
+    constant = lambda value: lambda x, t: torch.full_like(x, value)  # noqa: E731
+    target = Composition((Branch(2.0), Branch(-1.0, model=constant(1.0))))
+    nodes = make_nodes(LinearPath(), [0.0, 0.2, 0.3])
+    hook = FeynmanKac(target, Policy(ess=0.0))
+    seen = []
+    run(score_steps(nodes), constant(3.0), torch.zeros(2, 1, dtype=torch.float64), guidance=hook,
+        callback=lambda info: seen.append(hook._run.log_weights.clone()))  # fmt: skip
+    assert torch.allclose(seen[0], torch.full((2,), 0.5 * (0.2 / 0.8) ** 2 * 8.0, dtype=torch.float64))
+
+
+def test_networks_of_branches_come_in_chunks_too() -> None:
+    sizes = []
+
+    def other(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return 0.5 * x
+
+    target = Composition((Branch(2.0), Branch(-1.0, model=other)))
+    smc_sample(FIRST.as_model(VP), target, (1,), 10, path=VP, steps=2, chunk_size=4)
+    assert set(sizes) == {4, 2}
+
+
+def test_what_accelerators_only_count_is_reported_once() -> None:
+    counted = CountedReward(lambda x: x[:, 0])
+    counted._odd["rewards are NaN"] = torch.tensor(3)
+    with pytest.warns(UserWarning, match="3 rewards are NaN"):
+        counted.report()
+    counted.report()
+    with pytest.warns(UserWarning, match="gradients of the reward are not finite"):
+        CountedReward(lambda x: x[:, 0].sqrt()).with_gradient(torch.zeros(2, 1))

@@ -47,6 +47,7 @@ def exact(count: int, steps: int, seed: int):
                       grid="karras", seed=seed, dtype=torch.float64)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_exact_weights_estimate_the_normaliser_without_bias_at_any_step() -> None:
     for steps, runs, sd in ((20, 20, 0.25), (50, 5, 0.08)):
         z = np.exp([exact(64, steps, seed).log_z for seed in range(runs)])

@@ -152,6 +152,7 @@ def anneal(count: int, seed: int, scheme="systematic", ess: float = 0.5) -> tupl
     return population.log_z(lw) + 0.5 * math.log(2 * math.pi), population.log_z_error(lw)
 
 
+@pytest.mark.slow
 def test_estimates_of_z_are_unbiased_and_the_error_bar_is_right() -> None:
     exact = math.sqrt(math.pi / 2)
     variances = []

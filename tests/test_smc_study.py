@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,11 @@ def test_the_example_of_the_page_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pathline's own, of heavy tails
-        exec(example, {})
+        names: dict[str, Any] = {}
+        exec(example, names)
+    found = names["found"]
+    assert abs(found.log_z - -1.552) < 0.5
+    assert abs(float(found.mean()) - -0.667) < 0.4
 
 
 def test_the_tables_of_the_page_are_filled() -> None:

@@ -234,7 +234,7 @@ def test_forbidden_samples_nan_and_extinction() -> None:
         assert bool((result.sample[result.weights > 0] > 0).all())
     result = drawn(Steering(positive, checkpoints=None), 64, table=SHORT)
     assert abs(result.log_z - math.log(0.5)) < 4 * math.sqrt(1 / 64)
-    with pytest.warns(UserWarning, match="2 of 4 rewards are NaN"):
+    with pytest.warns(UserWarning, match="2 rewards are NaN"):
         drawn(Steering(lambda x: torch.tensor([0.0, math.nan, 0.0, math.nan]), checkpoints=None), 4, table=SHORT)
     never = Steering(lambda x: torch.full((len(x),), -math.inf), checkpoints=6)
     with pytest.warns(UserWarning, match="all 4 particles have weight 0"):
@@ -269,3 +269,18 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_the_path_of_these_tests_is_the_cards() -> None:
     assert float(VP.signal(0.5)) == pytest.approx(0.2811829, abs=1e-7)
+
+
+def test_a_window_weighs_only_the_rows_inside_and_the_end() -> None:
+    """Path times of 12 equal steps of log-SNR; hooks and guidances given the wrong way round are refused."""
+    clocks = [row.level.clock for row in ANCESTRAL.rows]
+    low, high = 0.5 * (clocks[3] + clocks[4]), 0.5 * (clocks[7] + clocks[8])
+    found = drawn(Steering(first, window=(low, high)), 8, table=ANCESTRAL)
+    assert [here.row for here in found.trace] == [4, 5, 6, 7, 11]
+    x = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match=r"pass it as guidance=Twisted"):
+        run(ANCESTRAL, standard_normal, x, hooks=[Twisted(first)])
+    with pytest.raises(ValueError, match=r"pass it as hooks=\[Steering"):
+        run(ANCESTRAL, standard_normal, x, guidance=Steering(first))
+    with pytest.raises(ValueError, match="second particle hook"):
+        run(ANCESTRAL, standard_normal, x, hooks=[Steering(first), Steering(first)])

@@ -193,6 +193,12 @@ def test_rollover_finds_more_than_as_many_whole_runs_and_repeats_itself() -> Non
         assert forced.reward == pytest.approx(float(reward(forced.sample[None])), abs=1e-5)
         return forced.reward, float(whole.rewards[0])
 
+    seen = []
+    kept = DataReward(lambda data: seen.append(reward(data)) or seen[-1])
+    forced = rollover_budget_forcing(ANCESTRAL, standard_normal, kept, (2,), budget=200, candidates=5, seed=1)
+    assert forced.reward == float(torch.cat(seen).double().max())  # nothing better was seen and thrown away
+    with pytest.raises(ValueError, match="is \\+inf at row"):
+        steered_sample(standard_normal, Selection(lambda data: first(data) * torch.inf, 2), (1,), 4, method=ANCESTRAL)
     pairs = [best(seed) for seed in range(5)]
     assert np.mean([p[0] for p in pairs]) > np.mean([p[1] for p in pairs])
     again = best(3)

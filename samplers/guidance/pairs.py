@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .protocol import Network, Part, Place, known
+from ..table import Table
+from .protocol import Network, Part, Place, StepMap, known
 
 
 class Pair:
@@ -186,6 +187,15 @@ class Scheduled(Part, Pair):
     @property
     def scale(self) -> None:  # type: ignore[override]
         """None: there is no one scale."""
+
+    def check(self, table: Table | None) -> None:
+        """Raise ValueError, before any call, unless every step has a scale."""
+        if callable(self.scales):
+            return
+        if table is None:
+            raise ValueError("Scheduled knows the scale of every step; adaptive methods have none, give a function")
+        if len(self.scales) < (steps := StepMap(table).count):
+            raise ValueError(f"Scheduled has {len(self.scales)} scales for {steps} steps; give one for each")
 
     def scale_at(self, place: Place | None) -> float:
         """The scale at a step.

@@ -26,14 +26,15 @@ from torch import Tensor
 from pathline.interpolants import coefficients
 
 from ..guidance import Place
-from ..guidance.protocol import Network, known
+from ..guidance.protocol import Network
 from ..nodes import Level
 from ..run_state import RunState
 from ..table import Table
 from .composition import Composition
 from .increments import half_diffusion, noise_scales, spans
-from .particles import Particles, Ranks
+from .particles import GuidedParticles, Ranks
 from .population import Policy
+from .rewards import CountedReward
 
 _TAIL = 3.0 + 2.0 * math.sqrt(2.0)
 
@@ -61,7 +62,7 @@ class _Step:
     share: float
 
 
-class FeynmanKac(Particles):
+class FeynmanKac(GuidedParticles):
     """Samples a `Composition`: pass it as `guidance` of `sample` or `run`.
 
     The weights are right in the limit of small steps, to first order, whatever the method; `DiscreteFeynmanKac` is
@@ -71,6 +72,7 @@ class FeynmanKac(Particles):
     ----------
     target : Composition
     policy, window, ranks : as in `Particles`
+        A window is not possible with a reward, whose tilt at its ends would have to be weighed too.
     noise_scale : float ≥ 0, optional
         ζ, the noise of the method over that of the noising process. By default read from the table row by row; needed
         only with a reward and a method whose rows are not one Gaussian move each.
@@ -97,6 +99,11 @@ class FeynmanKac(Particles):
         super().__init__(policy, window=window, ranks=ranks)
         if noise_scale is not None and not 0.0 <= noise_scale < math.inf:
             raise ValueError(f"noise_scale={noise_scale!r} is not possible; it must be finite and not negative")
+        if target.reward is not None and self.window != (0.0, 1.0):
+            raise ValueError(
+                f"window={window!r} is not possible with a reward, whose tilt at its ends would go unweighed; let the "
+                "scale of the reward be 0 before the window instead"
+            )
         self.target = target
         self.noise_scale = noise_scale
         self.weighted = weighted
@@ -111,6 +118,10 @@ class FeynmanKac(Particles):
         if self.weighted:
             self._check_tail(run.table)
 
+    def counted(self) -> CountedReward | None:
+        """The reward of the tilt."""
+        return self.target.reward
+
     def initial_log_weights(self, run: RunState) -> Tensor | None:
         """The tilt at the start, where its scale is not 0."""
         scale = self.target.scale(run.table.start.clock)
@@ -118,13 +129,9 @@ class FeynmanKac(Particles):
             return None
         return scale * self.target.reward(run.values[0])
 
-    def __call__(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Refused: the row must be known."""
-        known(None, type(self).__name__)
-        raise AssertionError
-
     def at(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any], place: Place) -> Tensor:
         """The composed output, in the network's own prediction; keeps what the row adds to the log-weights."""
+        self._entered = True
         run = self._run
         step = None if run is None or place.row is None else self._steps[place.row]
         if run is None or step is None:

@@ -24,6 +24,7 @@ from ..run_state import RunState
 from .composition import Composition
 from .particles import Particles, Ranks
 from .population import Policy
+from .rewards import CountedReward
 from .start_law import start_log_density
 
 
@@ -79,6 +80,10 @@ class DiscreteFeynmanKac(Particles):
                     "the grid at a noise above 0"
                 )
             self._moves.append(move)
+
+    def counted(self) -> CountedReward | None:
+        """The reward of the tilt."""
+        return self.target.reward
 
     def initial_log_weights(self, run: RunState) -> Tensor | None:
         """Target over start law."""

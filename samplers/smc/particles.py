@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..guidance.protocol import Network, Place, known
 from ..run_state import Hook, RunState
 from .population import Policy, Population
 from .resampling import Indices
+from .rewards import CountedReward
 
 
 class Ranks(Protocol):
@@ -35,8 +37,8 @@ class Particles(Hook):
     ----------
     policy : Policy, optional
     window : (low, high)
-        Path times between which rows are weighted. Outside it the law is the one asked for only where the proposal
-        needs no correction.
+        Path times (0 = noise, 1 = data) between which rows are weighted. Outside it the law is the one asked for only
+        where the proposal needs no correction.
     ranks : Ranks, optional
         Processes that share the population, each with an equal part; by default this one has it all. With
         `sample_offset` at the first slot of the part, N particles on several processes are those of one.
@@ -64,6 +66,10 @@ class Particles(Hook):
     def begin(self, run: RunState) -> None:
         """A run starts; override (and call this) to prepare what depends on its table."""
 
+    def counted(self) -> CountedReward | None:
+        """The reward asked, if any: what it met is reported where the host is read."""
+        return None
+
     def log_increment(self, run: RunState) -> Tensor | None:
         """What this row adds to the log-weights (B,), or None if it is not one to weigh at."""
         raise NotImplementedError
@@ -77,9 +83,20 @@ class Particles(Hook):
         return self.window[0] <= run.table.rows[run.row].level.clock <= self.window[1]
 
     def started(self, run: RunState) -> None:
-        """Prepare for `run` if this is its first moment; called by every method of a hook."""
+        """Prepare for `run` if this is its first moment; called by every method of a hook.
+
+        Raises
+        ------
+        ValueError
+            The run has weights of another particle hook already.
+        """
         if run is self._run:
             return
+        if run.log_weights is not None:
+            raise ValueError(
+                f"{type(self).__name__} is the second particle hook of one run, whose weights would mix; give one, and "
+                "add up the rewards"
+            )
         self._run, self._weighted, self._done = run, 0, -1
         ranks = 1 if self.ranks is None else self.ranks.count
         self.population = Population(len(run.samples) * ranks, self.policy, run.seed)
@@ -113,6 +130,8 @@ class Particles(Hook):
 
     def _checkpoint(self, run: RunState, last: bool) -> None:
         assert run.log_weights is not None
+        if (reward := self.counted()) is not None:
+            reward.report()
         everyone = run.log_weights if self.ranks is None else self.ranks.collect(run.log_weights)
         settled, parents = self.population.checkpoint(everyone, run.row, last=last)
         part = len(run.samples)
@@ -138,6 +157,38 @@ class Particles(Hook):
             raise ValueError("no run yet: pass the hook to sample(..., hooks=[hook]) first")
         weights = self._run.log_weights
         return weights if self.ranks is None else self.ranks.collect(weights)
+
+
+class GuidedParticles(Particles):
+    """Particles that make the network's output too, so that they must be the run's guidance."""
+
+    _entered = False
+
+    def at(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any], place: Place) -> Tensor:
+        """The output at a place."""
+        raise NotImplementedError
+
+    def __call__(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Refused: the row must be known."""
+        return self.at(network, x, t, kwargs, known(None, type(self).__name__))
+
+    def started(self, run: RunState) -> None:
+        """Prepare for `run` if this is its first moment."""
+        if run is not self._run:
+            self._entered = False
+        super().started(run)
+
+    def after_row(self, run: RunState) -> None:
+        """As `Particles`, for a run that they guide."""
+        self.check_guides(run)
+        super().after_row(run)
+
+    def check_guides(self, run: RunState) -> None:
+        """Raise ValueError where the network was called without asking this guidance."""
+        self.started(run)
+        if run.table.rows[run.row].calls_network and not self._entered:
+            name = type(self).__name__
+            raise ValueError(f"{name} was given as a hook only, and guides nothing; pass it as guidance={name}(...)")
 
 
 def newest(run: RunState) -> int:

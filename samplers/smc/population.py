@@ -99,6 +99,7 @@ class Population:
         if self.size == 1:
             warnings.warn("one particle: nothing to resample among, its weight is only an estimate of Z", stacklevel=3)
         self.genealogy = Genealogy(self.size)
+        self._told: set[str] = set()
         self._log_z = 0.0  # of the weights put aside by resampling
 
     def checkpoint(self, log_weights: Tensor, row: int, *, last: bool = False) -> tuple[Tensor, Indices | None]:
@@ -144,15 +145,19 @@ class Population:
         return self._log_z + float(log_mean_exp(log_weights))
 
     def log_z_error(self, log_weights: Tensor) -> float:
-        """Standard error of log Ẑ from this run alone (see `Genealogy.relative_variance`); nan if it cannot be told."""
+        """Standard error of log Ẑ from this run alone (see `Genealogy.relative_variance`); nan if it cannot be told.
+
+        It cannot where every particle had weight 0 once, or there is but one.
+        """
+        if self._log_z == -math.inf:
+            return math.nan
         return math.sqrt(self.genealogy.relative_variance(normalised(log_weights).cpu().numpy()))
 
     def _sound(self, log_weights: Tensor, row: int) -> Tensor:
-        """Weights on the host: NaN is weight 0, with a warning; weights that are all 0 become equal, with a warning."""
+        """Weights on the host: NaN is weight 0, and all of weight 0 become equal; each warned of once."""
         lw = log_weights.detach().to("cpu", torch.float64)
         if bool(lw.isnan().any()):
-            warnings.warn(f"{int(lw.isnan().sum())} of {self.size} weights are NaN at row {row}: they count as 0",
-                          stacklevel=3)  # fmt: skip
+            self._warn("NaN", f"{int(lw.isnan().sum())} of {self.size} weights are NaN at row {row}: they count as 0")
             lw = torch.where(lw.isnan(), -torch.inf, lw)
         if bool((lw == torch.inf).any()):
             raise ValueError(f"a log-weight is +inf at row {row}; potentials must be finite or 0")
@@ -160,7 +165,12 @@ class Population:
             message = f"all {self.size} particles have weight 0 at row {row}"
             if self.policy.extinct == "raise":
                 raise ExtinctionError(message)
-            warnings.warn(f"{message}: they go on with equal weights, and log Ẑ is −inf", stacklevel=3)
+            self._warn("extinct", f"{message}: they go on with equal weights, and log Ẑ is −inf")
             self._log_z = -math.inf
             return torch.zeros_like(lw)
         return lw
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            warnings.warn(message, stacklevel=4)
+        self._told.add(kind)

@@ -33,6 +33,7 @@ class CountedReward:
         self.function = function
         self.calls = 0
         self.backward_passes = 0
+        self._odd: dict[str, Tensor] = {}  # counts not yet reported, where they were found
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rewards (B,) in float64; NaN counts as −inf, with a warning.
@@ -45,7 +46,7 @@ class CountedReward:
         return self.sound(self._asked(x).detach()).double()
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards (B,) in float64 and their gradients, shaped as `x`; a gradient that is not finite counts as 0."""
+        """Rewards (B,) in float64 and their gradients, shaped as `x`; NaN and ±inf count as 0, with a warning."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             values = self._asked(leaf)
@@ -54,7 +55,7 @@ class CountedReward:
             (slope,) = torch.autograd.grad(values.sum(), leaf)
         self.backward_passes += len(x)
         sound = self.sound(values.detach()).double()
-        return sound, torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+        return sound, self.sound_slope(slope, values.detach())
 
     def _asked(self, x: Tensor) -> Tensor:
         values = self.function(x)
@@ -65,10 +66,27 @@ class CountedReward:
         return values
 
     def sound(self, values: Tensor) -> Tensor:
-        """The same (B,) with −inf for NaN, warned of on the host."""
-        # on an accelerator a warning would stall the run; there NaN is only replaced
-        if values.device.type == "cpu" and bool(values.isnan().any()):
-            warnings.warn(
-                f"{int(values.isnan().sum())} of {len(values)} rewards are NaN: they count as −inf", stacklevel=4
-            )
-        return torch.where(values.isnan(), -torch.inf, values)
+        """The same (B,) with −inf for NaN, warned of: at once on the host, else by the next `report`."""
+        odd = values.isnan()
+        self._note("rewards are NaN: they count as −inf", odd)
+        return torch.where(odd, -torch.inf, values)
+
+    def sound_slope(self, slope: Tensor, values: Tensor) -> Tensor:
+        """Gradients (B, ...) with 0 for what is not finite; as `sound`, warned of where the reward (B,) is finite."""
+        odd = ~torch.isfinite(slope)
+        spoilt = odd.flatten(1).any(1) & torch.isfinite(values)
+        self._note("gradients of the reward are not finite: such entries count as 0", spoilt)
+        return torch.where(odd, 0.0, slope)
+
+    def report(self) -> None:
+        """Warn of what was not sound since the last report; reads the host if anything was asked."""
+        noted, self._odd = self._odd, {}
+        for message, count in noted.items():
+            if number := int(count):
+                warnings.warn(f"{number} {message}", stacklevel=2)
+
+    def _note(self, message: str, odd: Tensor) -> None:
+        # reading an accelerator here would stall the run: it only counts, until a checkpoint reads it anyway
+        self._odd[message] = self._odd.get(message, 0) + odd.sum()
+        if odd.device.type == "cpu":
+            self.report()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +161,7 @@ def smc_sample(
     policy, window, ranks : as in `Particles`
     prediction, model_kwargs, seed : as in `sample`
     chunk_size : int, optional
-        Largest batch given to the network at once; weights always see all particles.
+        Largest batch given to a network at once, those of branches included; weights always see all particles.
     dtype, device : of the particles
 
     Raises
@@ -174,6 +174,8 @@ def smc_sample(
     if weights == "exact" and nodes.ends_clean:
         nodes = nodes.part(0, nodes.steps - 1)
     table = _table(nodes, weights, method, noise_scale, target, options)
+    if chunk_size is not None:
+        model, target = Chunked(model, chunk_size), _in_chunks(target, chunk_size)
     hook: FeynmanKac | DiscreteFeynmanKac
     if weights == "exact":
         hook = DiscreteFeynmanKac(target, policy, ranks=ranks)
@@ -185,7 +187,7 @@ def smc_sample(
     before = _asked(target)
     result = run(
         table,
-        model if chunk_size is None else Chunked(model, chunk_size),
+        model,
         start_states(target, table.start, shape, slots, key, dtype=dtype, device=device),
         prediction=prediction or getattr(model, "prediction", None) or "data",
         model_kwargs=model_kwargs,
@@ -196,6 +198,12 @@ def smc_sample(
     )
     assert isinstance(result, Result)
     return _reported(result, hook, weights, before)
+
+
+def _in_chunks(target: Composition, size: int) -> Composition:
+    """The same composition with networks of its own in chunks."""
+    branches = (b if b.model is None else replace(b, model=Chunked(b.model, size)) for b in target.branches)
+    return replace(target, branches=tuple(branches))
 
 
 def _check(weights: str, particles: int, window: tuple[float, float], ranks: Ranks | None) -> None:
@@ -276,7 +284,7 @@ def _table(
         return build_table(method, nodes, **options)
     if options:
         raise ValueError(f"options {sorted(options)} belong to a method; name one, or leave them out")
-    return score_steps(nodes, noise_scale)
+    return score_steps(nodes, noise_scale, None if target.total == 1.0 else target.total)
 
 
 def _asked(target: Composition) -> tuple[int, int]:

@@ -85,7 +85,7 @@ class RolloverResult:
     Attributes
     ----------
     sample : Tensor
-        The best data prediction, shaped as one sample; it was not simulated to the end.
+        The best of all data predictions, shaped as one sample; it was not simulated to the end.
     reward : float
     evaluations : int
         Network evaluations of single samples, below the budget.
@@ -147,8 +147,9 @@ def rollover_budget_forcing(
 
     Each chain begins at the best of `candidates` noises. It proposes children one table step away, whose data
     predictions are rewarded; the first that beats the chain's best is accepted and its unused proposals pass to the
-    next step, else the best of the quota is. Before the last step it proposes until the budget is spent, and the best
-    data prediction is returned. Greedy: no target law is kept.
+    next step, else the best of the quota is. Before the last step it proposes until the budget is spent. Returned is
+    the best data prediction ever rewarded; the published rule, the best child of the parents at the end, may give one
+    worse than it has seen. Greedy: no target law is kept.
 
     Parameters
     ----------
@@ -188,6 +189,7 @@ def rollover_budget_forcing(
     best = found.reshape(chains, candidates).max(1)
     chosen = (best.indices + torch.arange(chains, device=device) * candidates).tolist()
     parents = [Child(x[i], data[i], float(found[i])) for i in chosen]
+    final = max(parents, key=_rewarded)
     ways = [Chain(quota, len(table.rows) - 2, parent.reward) for parent in parents]
     spent, rounds, accepted = len(slots), 0, list[tuple[int, int, int]]()
     while spent + chains < budget:
@@ -201,16 +203,19 @@ def rollover_budget_forcing(
             children.update(
                 (b, Child(*three)) for b, *three in zip(here, seen.state, data, found.tolist(), strict=True)
             )
+        final = max((final, *children.values()), key=_rewarded)
         for b, way in enumerate(ways):
             taken = way.offer(children[b])
             if taken is not None:
                 parents[b] = taken
                 accepted.append((rounds, b, way.step))
         spent, rounds = spent + chains, rounds + 1
-    last = [way.stored for way in ways if way.stored is not None] or parents
-    final = max(last, key=lambda child: child.reward)
     calls, steps = reward.calls - before, [way.step for way in ways]
     return RolloverResult(final.data, final.reward, spent, calls, steps, rounds, accepted)
+
+
+def _rewarded(child: Child) -> float:
+    return child.reward
 
 
 class _Seen(Hook):

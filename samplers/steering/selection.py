@@ -35,7 +35,8 @@ class Selection(DataHook):
     Parameters
     ----------
     reward : DataReward, or a function of data (B, ...) -> (B,)
-        Where every candidate of a group has −inf, the group stays as it is, with a warning on the host.
+        Where every candidate of a group has −inf, the group stays as it is, with a warning; +inf is refused. On an
+        accelerator both are found at the end, so that no step waits for the host.
     candidates : int ≥ 1
         With 1 the run is the method's own, bit by bit.
     keep : int
@@ -68,6 +69,7 @@ class Selection(DataHook):
     def prepare(self, run: RunState) -> None:
         """Check that the batch is whole groups."""
         super().prepare(run)
+        self._odd: list[tuple[int, Tensor, Tensor]] = []
         if len(run.samples) % self.candidates:
             raise ValueError(f"a batch of {len(run.samples)} is not made of groups of {self.candidates} candidates")
 
@@ -79,6 +81,8 @@ class Selection(DataHook):
         """Choose by the result."""
         run.extras[FINAL] = final = self.reward.at(run.values[run.table.result], run.table.end)
         self._choose(run, final, run.row + 1)
+        self.reward.report()
+        self._report()
 
     def survivors(self, values: Tensor) -> Tensor:
         """Of a batch (B, ...) after the end: (G·keep, ...), what each group has kept."""
@@ -90,12 +94,9 @@ class Selection(DataHook):
             return
         grouped = rewards.reshape(-1, self.candidates)
         hopeless = (grouped == -torch.inf).all(1, keepdim=True)
-        if rewards.device.type == "cpu" and bool(hopeless.any()):
-            warnings.warn(
-                f"every candidate of {int(hopeless.sum())} groups has reward −inf at row {run.row}: they go on "
-                "unselected",
-                stacklevel=5,
-            )
+        self._odd.append((run.row, hopeless.sum(), (rewards == torch.inf).sum()))
+        if rewards.device.type == "cpu":
+            self._report()
         keys = grouped
         if self.temperature:
             z = keyed_normal((), run.seed, run.samples, moment, SELECTION_SLOT, dtype=rewards.dtype)
@@ -106,6 +107,16 @@ class Selection(DataHook):
         chosen = torch.where(hopeless, own, kept[:, own % self.keep])
         first = torch.arange(len(grouped), device=kept.device)[:, None] * self.candidates
         run.gather((first + chosen).flatten())
+
+    def _report(self) -> None:
+        """Say what was wrong with the rewards since the last report."""
+        noted, self._odd = self._odd, []
+        for row, hopeless, infinite in noted:
+            if bool(infinite):
+                raise ValueError(f"a reward is +inf at row {row}; rewards must be finite or −inf")
+            if bool(hopeless):
+                groups = f"every candidate of {int(hopeless)} groups has reward −inf"
+                warnings.warn(f"{groups} at row {row}: they go on unselected", stacklevel=5)
 
 
 def best_of_n_divergence(candidates: int) -> float:

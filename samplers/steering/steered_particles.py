@@ -75,6 +75,10 @@ class Steering(DataHook, Particles):
         self.least = float(least)
         self.checkpoints = checkpoints
 
+    def counted(self) -> DataReward:
+        """The reward."""
+        return self.reward
+
     def prepare(self, run: RunState) -> None:
         """Begin a population."""
         super().prepare(run)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..guidance import Guidance
 from ..guidance.gradients import gradient
-from ..guidance.protocol import Network, Place, RowStep, guided_output, known, row_step
+from ..guidance.protocol import Network, Place, RowStep, guided_output, row_step
 from ..run_state import RunState
-from ..smc import Chunked, Particles, Policy, Ranks, next_temperature
+from ..smc import Chunked, Policy, Ranks, next_temperature
+from ..smc.particles import GuidedParticles
 from .data_reward import DataReward, as_data_reward
 from .steered_particles import FINAL
 
@@ -21,7 +22,7 @@ TWIST, SLOPE, VALUE = "twist_left", "twist_slope", "twist_value"
 ADAPTIVE = "adaptive"
 
 
-class Twisted(Particles):
+class Twisted(GuidedParticles):
     """Twisted diffusion sampler (Wu et al. 2023, arXiv:2306.17775) and DAS (Kim et al. 2025, arXiv:2501.05803).
 
     Pass it as `guidance` of `sample` or `run`. With twist ψ_k(x) = scale·λ_k·reward(data predicted at x), each random
@@ -100,13 +101,13 @@ class Twisted(Particles):
         self._factors = [self.scale * t for t in given]
         self._twist = None
 
-    def __call__(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Refused: the row must be known."""
-        known(None, "Twisted")
-        raise AssertionError
+    def counted(self) -> DataReward:
+        """The reward."""
+        return self.reward
 
     def at(self, network: Network, x: Tensor, t: Tensor, kwargs: dict[str, Any], place: Place) -> Tensor:
         """The network's output; keeps the reward of its data prediction and the gradient by the state."""
+        self._entered = True
         if place.row is None:
             raise ValueError("Twisted needs a table of fixed rows; adaptive methods have none")
         assert self._run is not None
@@ -123,7 +124,7 @@ class Twisted(Particles):
 
             (output, value), slope = gradient(rewarded, part) if self.shift else _plain(rewarded, part)
             values.append(value)
-            slopes.append(torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0))
+            slopes.append(self.reward.sound_slope(slope, value))
             return output
 
         if self.chunk_size is None:
@@ -169,7 +170,7 @@ class Twisted(Particles):
 
     def after_row(self, run: RunState) -> None:
         """Pull the state just made; at the end weigh the result."""
-        self.started(run)
+        self.check_guides(run)
         k = run.row
         move = self._moves[k]
         if self._twist is not None and self.shift and move is not None:
