@@ -36,6 +36,7 @@ _SEED = 5
 _RESTORED = 256
 _TITLE = 36  # pixels above a sheet
 _OPTIONS = ("max_train_steps", "train_batch_size", "resolution")
+_SETTINGS = ("dataset_name", *_OPTIONS, "nfe", "features", "samples")
 RESULTS, SHEET = "results.json", "samples.png"
 
 
@@ -57,6 +58,28 @@ def measure(folder: Path, budgets: Sequence[int], space: str, count: int) -> dic
     found["converged"] = judge.floor
     save_preview(folder / SHEET, _some_samples(source, max(budgets)), columns=_SHOWN // 2)
     return {"distance": found}
+
+
+def kept_results(file: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results of an earlier run by recipe, none if there is no file.
+
+    Raises
+    ------
+    ValueError
+        If they were taken with other settings, or do not say with which.
+    """
+    if not file.exists():
+        return {}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    before = kept.get("settings", {})
+    different = [
+        f"{key} was {before.get(key)!r}, is {new!r}" for key, new in settings.items() if before.get(key) != new
+    ]
+    if "settings" not in kept or different:
+        what = "; ".join(different) if "settings" in kept else "they are not said in the file"
+        raise ValueError(f"{file} holds results of other settings: {what}; use the same, or another --out")
+    results: dict[str, dict[str, Any]] = kept["results"]
+    return results
 
 
 def _some_samples(source: Source, nfe: int) -> Tensor:
@@ -121,18 +144,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/recipes"))
     given = parser.parse_args(arguments)
     file = given.out / RESULTS
-    results = json.loads(file.read_text()) if file.exists() else {}
+    settings = {key: getattr(given, key) for key in _SETTINGS}
+    results = kept_results(file, settings)
     for name in tqdm(given.recipes or list_recipes(), desc="recipes"):
         if name not in results:
             folder = given.out / name
             options: dict[str, Any] = {"output_dir": str(folder), "dataset_name": given.dataset_name}
             if list_checkpoints(folder):
                 options["resume_from_checkpoint"] = "latest"
-            options |= {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
+            options |= {key: getattr(given, key) for key in _OPTIONS if getattr(given, key) is not None}
             trained = train_recipe(name, options)
             found = measure(folder, parse_integers(given.nfe), given.features, given.samples)
             results[name] = {"steps": trained.steps, "seconds": trained.seconds, **found}
-            write_text(file, json.dumps(results, indent=1))
+            write_text(file, json.dumps({"settings": settings, "results": results}, indent=1))
     text = "\n".join(filter(None, (table(results, kind) for kind in ("distance", "error"))))
     write_text(given.out / "results.md", text)
     picture({name: given.out / name for name in results}, given.out / "recipes.png")

@@ -204,6 +204,29 @@ def test_weight_search_finds_its_ratio(ratio: float) -> None:
     assert search_weight(cost, apart, 0.999) == 0.0
 
 
+@pytest.mark.parametrize("count", [8, 64])
+def test_published_ratio_couples_small_batches(count: int) -> None:
+    """With the diagonal the share would never fall to 1/100, and the coupling would be the independent one."""
+    base, data, condition = normals(count, 64), normals(count, 64, seed=1), normals(count, 3, seed=2)
+    coupling = ConditionalCoupling(ratio=0.1 if count == 8 else 0.01)
+    pairs = coupling(base, data, condition)
+    assert coupling.found < 1e6
+    assert not torch.equal(pairs.base, pairs.data)
+    assert float((base[pairs.base] - data[pairs.data]).square().sum()) < float((base - data).square().sum())
+
+
+def test_default_regularisation_follows_the_cost_and_is_told_of_once() -> None:
+    """Costs of images are about 100: an absolute default would leave every plan unfinished."""
+    base, data = 30.0 * normals(32, 8), 30.0 * normals(32, 8, seed=1)
+    scaled = TransportCoupling("sinkhorn", each_data=True)(base, data, generator=seeded())
+    small = TransportCoupling("sinkhorn", each_data=True)(base / 30.0, data / 30.0, generator=seeded())
+    assert torch.equal(scaled.base, small.base)
+    weak = TransportCoupling("sinkhorn", 0.01, tolerance=1e-9)
+    with pytest.warns(UserWarning, match="is small for costs of mean"):
+        weak(base[:8], data[:8], generator=seeded())
+    weak(base[:8], data[:8], generator=seeded())  # a second warning would be an error
+
+
 # --- bases made from the data -------------------------------------------------------------------------------
 
 
@@ -235,7 +258,11 @@ def test_bases_of_degraded_images() -> None:
     ("make", "message"),
     [
         (lambda: TransportCoupling("greedy"), "unknown plan 'greedy'"),
-        (lambda: TransportCoupling("sinkhorn", 0.0), r"regularisation=0\.0"),
+        (lambda: TransportCoupling("sinkhorn", 0.0), "regularisation must be a finite number above 0"),
+        (lambda: TransportCoupling("sinkhorn", float("inf")), "regularisation must be a finite number above 0"),
+        (lambda: TransportCoupling("newton", tolerance=float("nan")), "tolerance must be a finite number above 0"),
+        (lambda: ConditionalCoupling(ratio=0.1, tolerance=-1.0), "tolerance must be a finite number above 0"),
+        (lambda: TransportCoupling()(torch.zeros(2, 1), torch.tensor([[0.0], [np.nan]])), "cost must be a finite"),
         (lambda: ConditionalCoupling(ratio=1.0), r"ratio=1\.0"),
         (lambda: ConditionalCoupling(weight=-1.0), r"weight=-1\.0"),
         (lambda: ConditionalCoupling()(torch.zeros(2, 1), torch.zeros(2, 1)), "condition must have one entry"),
@@ -243,12 +270,16 @@ def test_bases_of_degraded_images() -> None:
         (lambda: squared_distance(torch.zeros(2, 1), torch.zeros(2, 2)), "samples of one shape"),
         (lambda: class_distance(torch.zeros(2), torch.zeros(2)), "class labels are integers"),
         (lambda: power_distance(1.0), r"power=1\.0"),
+        (lambda: power_distance(float("inf")), "power=inf"),
         (lambda: sinkhorn(np.array([[np.nan]]), 1.0), "finite matrix"),
         (lambda: sinkhorn(np.zeros((2, 2)), -1.0), r"regularisation=-1\.0"),
         (lambda: sinkhorn(np.zeros((2, 2)), 1.0, rows=np.array([0.5, 0.6])), "rows must be 2 positive weights"),
         (lambda: newton_sparse(np.zeros((2, 2)), 1.0, sparsity=0.0), r"sparsity=0\.0"),
         (lambda: SuperResolutionBase(1), "factor=1"),
-        (lambda: SuperResolutionBase(3)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)), "divisible by 3"),
+        (
+            lambda: SuperResolutionBase(3)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)),
+            "factor=3: images .* must have sides divisible",
+        ),
         (lambda: InpaintingBase(hidden=1.0), r"hidden=1\.0"),
         (lambda: ClassBase(torch.zeros(2, 1), torch.zeros(2)), "scales must be positive"),
         (

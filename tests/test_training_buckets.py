@@ -149,6 +149,7 @@ def test_a_folder_is_read_in_buckets(tmp_path: Path) -> None:
         data.with_at_least(61)
 
 
+@pytest.mark.slow
 def test_a_run_in_buckets_sees_one_size_a_step_on_any_split_and_resumes(tmp_path: Path) -> None:
     options = {**BUCKETS, "train_data_dir": image_folder(tmp_path / "images", classes=True), "class_conditional": True}
     with fresh_accelerate():

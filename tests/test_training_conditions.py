@@ -170,7 +170,10 @@ def test_a_run_with_direction_has_a_larger_loss(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"image_condition": "inpaint"}, "unknown image_condition 'inpaint'"),
-        ({**SMALLER, "image_condition_config": {"factor": 3}}, "sides divisible by 3"),
+        (
+            {**SMALLER, "image_condition_config": {"factor": 3}},
+            "image_condition='super_resolution' .* factor=3: .* must",
+        ),
         ({**SMALLER, "image_condition_config": {"scale": 3}}, "unknown parameter of 'super_resolution'.* 'scale'"),
         ({**SMALLER, "image_condition_config": {"factor": 1}}, "factor=1"),
         ({"image_start": True}, "image_start and image_condition_config need image_condition"),

@@ -159,10 +159,15 @@ def test_coupled_micro_batches_equal_one_batch(tmp_path: Path) -> None:
     [
         ({"coupling": "ott"}, "unknown coupling 'ott'; did you mean 'ot'"),
         ({"coupling": "ot", "coupling_config": {"reg": 1}}, "unknown parameter of the coupling 'ot' 'reg'"),
-        ({"coupling": "sinkhorn", "coupling_config": {"regularisation": -1}}, "regularisation=-1"),
+        (
+            {"coupling": "sinkhorn", "coupling_config": {"regularisation": -1}},
+            "regularisation must be .* above 0, got -1",
+        ),
+        ({"coupling": "newton", "coupling_config": {"tolerance": 0}}, "tolerance must be .* above 0, got 0"),
         ({"coupling": "sinkhorn", "coupling_config": {"regularisation": "x"}}, "'x' .* must be a number"),
         ({"coupling": "c2ot", "coupling_config": {"ratio": 2.0}}, r"ratio=2\.0"),
         ({"coupling": "ot", "coupling_config": {"power": 1}}, "power=1"),
+        ({"coupling": "ot", "coupling_config": {"power": float("inf")}}, "power=inf"),
         ({"coupling": "ot", "coupling_batch": 1}, "coupling_batch must be at least 2, got 1"),
         ({"coupling_batch": 8}, "coupling_batch=8 needs a coupling other than 'independent'"),
     ],
@@ -177,6 +182,16 @@ def test_conditional_transport_needs_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((12, 8, 8, 1), np.uint8))
     with pytest.raises(ValueError, match=r"coupling 'c2ot' needs labels, and data set .* has none"):
         run(tmp_path / "out", train_data_dir=str(tmp_path / "x.npz"), coupling="c2ot")
+
+
+def test_conditional_transport_of_a_network_without_labels_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "the network is not told the class"
+    run(tmp_path / "plain", coupling="c2ot", max_train_steps=1)
+    assert told in capsys.readouterr().out
+    run(tmp_path / "classes", coupling="c2ot", max_train_steps=1, class_conditional=True)
+    assert told not in capsys.readouterr().out
 
 
 def test_options_with_a_coupling_survive_json() -> None:

@@ -271,6 +271,10 @@ def test_bad_input_is_refused_with_words(tmp_path: Path) -> None:
         build_network({**default_config("unet", (1, 8, 8)), "norm_num_groups": 7})
     with pytest.raises(ValueError, match="unknown network class 'UNet3D'"):
         build_network({"_class_name": "UNet3D"})
+    with pytest.raises(ValueError, match="attention_head_dim=24 of UNet2DModel must be at most 16"):
+        build_network({**default_config("unet", (1, 8, 8)), "block_out_channels": [8, 16], "norm_num_groups": 4})
+    with pytest.raises(ValueError, match="attention_head_dim of DiTTransformer2DModel must be a whole number from 1"):
+        build_network({**default_config("dit", (1, 8, 8)), "attention_head_dim": 0})
     with pytest.raises(ValueError, match="takes no class labels"):
         LabelledNetwork(tiny_unet(), None)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="EDM preconditioning makes a data prediction on the path 'edm'"):

@@ -304,6 +304,13 @@ def test_objectives_survive_json(weight: LossWeight, density: TimeDensity) -> No
     assert objective_from_config(json.loads(json.dumps(objective.config()))) == objective
 
 
+@pytest.mark.parametrize("density", [LogitNormal(), Shifted(3.0, LogitNormal(1.0, 0.5)), LogNormalSigma()])
+def test_densities_have_their_limits_at_both_ends(density: TimeDensity) -> None:
+    ends = density.density(torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64), LinearPath())
+    assert ends[:2].tolist() == [0.0, 0.0]
+    assert float(ends[2]) > 0
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -317,6 +324,19 @@ def test_objectives_survive_json(weight: LossWeight, density: TimeDensity) -> No
         (lambda: Shifted(-1.0), "shift of a time density"),
         (lambda: GaussianObjective(LinearPath(), "velocty"), "unknown prediction 'velocty'; did you mean 'velocity'"),
         (lambda: GaussianObjective(LinearPath(), "v", reduction="avg"), "unknown reduction 'avg'"),
+        (lambda: GaussianObjective(LinearPath(), "v", weight="edm"), "weight must be a loss weight.* got 'edm'"),
+        (
+            lambda: GaussianObjective(LinearPath(), "v", density="uniform"),
+            "density must be a time density.* got 'uniform'",
+        ),
+        (
+            lambda: GaussianObjective(LinearPath(), "v", weight=ELBOWeight()).sample_weight(torch.zeros(1)),
+            "the 'elbo' weight of 'v' has no value at time t=0; t must lie between",
+        ),
+        (
+            lambda: GaussianObjective(LinearPath(), "v").effective_weight(torch.tensor([0.5, 0.0])),
+            "the 'none' weight of 'v' has no value at time t=0",
+        ),
         (lambda: ELBOWeight()(LinearPath().at(0.5), "noise"), "needs level_density"),
         (
             lambda: FLOW(lambda x, t: x, torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pathline.evals.recipes import kept_results
 from pathline.training import list_recipes, load_pipeline, read_recipe, resolve_options, train_recipe
 from support.repository import ROOT
 from support.training_runs import TINY, fresh_accelerate
@@ -37,6 +39,18 @@ def test_unknown_recipes_are_refused_with_the_names_of_all() -> None:
 def test_the_page_has_the_results_of_all() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert [name for name in list_recipes() if f"| `{name}` |" not in page] == []
+
+
+def test_results_of_other_settings_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    file, settings = tmp_path / "results.json", {"nfe": "5", "samples": 10}
+    assert kept_results(file, settings) == {}
+    file.write_text(json.dumps({"settings": settings, "results": {"edm": {"steps": 1}}}))
+    assert kept_results(file, settings) == {"edm": {"steps": 1}}
+    with pytest.raises(ValueError, match=r"results of other settings: samples was 10, is 20; .*another --out"):
+        kept_results(file, {**settings, "samples": 20})
+    file.write_text(json.dumps({"edm": {"steps": 1}}))  # written before settings were kept
+    with pytest.raises(ValueError, match="they are not said in the file"):
+        kept_results(file, settings)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pathline.training import (
@@ -24,6 +25,7 @@ from pathline.training import (
     resolve_options,
 )
 from pathline.training.cli import add_to
+from pathline.training.run_log import RunLog
 from pathline.training.trainer import Trainer
 from support.training_runs import TINY, fresh_accelerate, losses, run, same, weights
 
@@ -199,10 +201,21 @@ def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path, max_train_steps=2, resume_from_checkpoint="latest", learning_rate=0.1, seed=4)
     with pytest.raises(ValueError, match="images per optimiser step was 8, is 4"):
         run(tmp_path, max_train_steps=2, resume_from_checkpoint="latest", train_batch_size=4)
-    with pytest.raises(ValueError, match="max_train_steps was 2, is 3"):
+    with pytest.raises(
+        ValueError, match=r"max_train_steps was 2, is 3 .the learning rate depends on .*--lr_scheduler constant"
+    ):
         run(tmp_path, max_train_steps=3, resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match=r"'latest', but .* holds no checkpoint"):
         run(tmp_path / "empty", resume_from_checkpoint="latest")
+
+
+def test_an_interval_of_time_without_samples_has_no_mean(tmp_path: Path) -> None:
+    """A zero would be read as a perfect loss."""
+    log = RunLog(tmp_path, Accelerator(cpu=True), tracked=False)
+    log.count(0.5)
+    log.note_levels(torch.tensor([0.0, 1.0]).double(), torch.tensor([0.1, 0.9]).double())
+    log.write(1, 0.1, 2)
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss_by_time"] == [0.0, None, None, None, 1.0]
 
 
 def test_a_constant_rate_may_be_trained_longer(tmp_path: Path) -> None:

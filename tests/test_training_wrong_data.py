@@ -210,6 +210,7 @@ def test_data_that_do_not_fit_are_refused_before_work(tmp_path: Path) -> None:
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_wrong_labels_resumes_and_its_guide_can_be_given(tmp_path: Path) -> None:
     folder = resumed_equals_unbroken(tmp_path, **NOISY)
     stored = json.loads((folder / "pathline.json").read_text())

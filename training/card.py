@@ -58,4 +58,9 @@ def opening_words(options: TrainOptions, size: str, task: Task, data: ImageSet, 
             f"warning: coupling {options.coupling!r} ties the noise to the condition, which sampling cannot reproduce: "
             "conditional samples will be skewed; use --coupling c2ot"
         )
+    if options.coupling == "c2ot" and not told:
+        words.append(
+            "warning: coupling 'c2ot' keeps the noise of each class apart, but the network is not told the class: use "
+            "--class_conditional, or --coupling ot, which is straighter"
+        )
     return words

@@ -118,8 +118,12 @@ def read_state(
     pairs += [(key, state["sizes"].get(key), value) for key, value in sizes.items()]
     different = [f"{key} was {old!r}, is {new!r}" for key, old, new in pairs if old != new]
     if different:
+        longer = any(key == "max_train_steps" and old != new for key, old, new in pairs)
+        why = (
+            " (the learning rate depends on max_train_steps; --lr_scheduler constant leaves it open)" if longer else ""
+        )
         raise ValueError(
-            f"checkpoint {checkpoint} belongs to a run with other options: {'; '.join(different)}; use the same "
+            f"checkpoint {checkpoint} belongs to a run with other options: {'; '.join(different)}{why}; use the same "
             "options, or another output_dir for a new run"
         )
     if "data" in state and (different := differences(state["data"], data)):

@@ -34,7 +34,7 @@ class CoupledNoise:
     plan : BatchPlan
     draws : KeyedDraws
     make : callable () -> Coupling
-        A new coupling for each block; its pairs come in the order of the data.
+        The coupling of a block, a new one where it remembers earlier batches; its pairs come in the order of the data.
     block : int
         Samples coupled at once.
     flipped : bool

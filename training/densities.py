@@ -124,8 +124,9 @@ class LogitNormal(TimeDensity):
         return normal_cdf((t.logit() - self.mean) / self.std)
 
     def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
-        """Normal density in logit t, over t (1 - t)."""
-        return _normal_density((t.logit() - self.mean) / self.std) / (self.std * t * (1 - t))
+        """Normal density in logit t, over t (1 - t); its limit 0 at both ends."""
+        inside = _normal_density((t.logit() - self.mean) / self.std) / (self.std * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), inside, 0.0)
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,11 @@ class LogNormalSigma(TimeDensity):
         return normal_cdf((required_path(path, self).lam(t) + self.mean) / self.std)
 
     def density(self, t: Tensor, path: GaussianPath | None = None) -> Tensor:
-        """Normal density in lam, times d lam/dt."""
+        """Normal density in lam, times d lam/dt; its limit 0 where lam is infinite."""
         point = required_path(path, self).at(t)
         rate = point.wronskian / (point.signal * point.noise)
-        return _normal_density((point.lam + self.mean) / self.std) / self.std * rate
+        inside = _normal_density((point.lam + self.mean) / self.std) / self.std * rate
+        return torch.where(point.lam.isfinite(), inside, 0.0)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class GaussianObjective:
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name is unknown, or the weight or the density is not an object of its class.
     """
 
     path: GaussianPath
@@ -160,6 +160,11 @@ class GaussianObjective:
         check_name("prediction", self.prediction, PREDICTIONS)
         check_name("target", self.measured, PREDICTIONS)
         check_name("reduction", self.reduction, REDUCTIONS)
+        for name, kind in (("weight", LossWeight), ("density", TimeDensity)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"{name} must be a {kind.kind}, such as {kind.__name__}.by_name(...), got {getattr(self, name)!r}"
+                )
 
     @property
     def measured(self) -> str:
@@ -208,10 +213,25 @@ class GaussianObjective:
         return self.sample_weight(t, point).to(error) * error
 
     def sample_weight(self, t: Tensor, point: PathPoint | None = None) -> Tensor:
-        """Weight of the measured error at times `t`, of their shape."""
+        """Weight of the measured error at times `t`, of their shape.
+
+        Raises
+        ------
+        ValueError
+            At an end of the path where the weight has no value; times from `times` are inside.
+        """
         point = self.path.at(t) if point is None else point
         level_density = self.level_density(t, point) if self.weight.needs_level_density else None
-        return self.weight(point, self.measured, level_density)
+        return self._defined(self.weight(point, self.measured, level_density), t)
+
+    def _defined(self, values: Tensor, t: Tensor) -> Tensor:
+        if bool(values.isnan().any()):
+            at = float(torch.as_tensor(t).expand_as(values)[values.isnan()][0])
+            raise ValueError(
+                f"the {self.weight.name!r} weight of {self.measured!r} has no value at time t={at:g}; t must lie "
+                "between the ends 0 and 1 of the path"
+            )
+        return values
 
     def level_density(self, t: Tensor, point: PathPoint | None = None) -> Tensor:
         """Density of the log-SNR 2 lam at the times `t` under the time density: pi(t) a s / (2 W)."""
@@ -222,11 +242,11 @@ class GaussianObjective:
         """Log-SNR at `t`, and there the weight w of the objective written as (1/2) int w |noise error|^2 d log-SNR.
 
         Two objectives with the same w (up to a factor) have the same minimiser and the same expected loss,
-        whatever their predictions and densities (Kingma and Gao 2023, section 2).
+        whatever their predictions and densities (Kingma and Gao 2023, section 2). Errors as in `sample_weight`.
         """
         point = self.path.at(t)
         on_noise = self.sample_weight(t, point) * error_factor(point, self.measured)
-        return 2 * point.lam, on_noise * self.level_density(t, point)
+        return 2 * point.lam, self._defined(on_noise * self.level_density(t, point), t)
 
     def config(self) -> dict[str, Any]:
         """Everything as a dictionary for JSON; `objective_from_config` makes the objective again."""

@@ -88,7 +88,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     ValueError
-        If the class or a key is unknown, or diffusers refuses the values.
+        If the class or a key is unknown, an attention would have no head, or diffusers refuses the values.
     """
     import inspect
 
@@ -99,16 +99,39 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     if kind not in ("UNet2DModel", "DiTTransformer2DModel"):
         raise unknown_name("network class", kind, ["UNet2DModel", "DiTTransformer2DModel"])
     cls = getattr(diffusers, kind)
-    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    signature = inspect.signature(cls.__init__).parameters
+    known = [name for name in signature if name != "self"]
     for key in values:
         if key not in known:
             raise unknown_name(f"setting of {kind}", key, known)
+    _check_heads(kind, {name: entry.default for name, entry in signature.items()} | values)
     try:
         network: nn.Module = cls(**values)
     except Exception as error:  # diffusers asserts, divides by zero and indexes on bad values
         raise ValueError(f"{kind} cannot be built from {values}: {error}") from error
     prepare_network(network)
     return network
+
+
+def _check_heads(kind: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if an attention has no head: diffusers builds a UNet then, which divides by zero when called."""
+    size = values["attention_head_dim"]
+    if size is not None and not (isinstance(size, int) and size >= 1):
+        raise ValueError(f"attention_head_dim of {kind} must be a whole number from 1, got {size!r}")
+    if kind != "UNet2DModel" or size is None:
+        return
+    widths = list(values["block_out_channels"])
+    sides = (values["down_block_types"], list(values["up_block_types"])[::-1])
+    attending = [
+        width for blocks in sides for width, block in zip(widths, blocks, strict=False) if "Attn" in str(block)
+    ]
+    if values.get("add_attention", True):
+        attending += widths[-1:]
+    if attending and min(attending) < size:
+        raise ValueError(
+            f"attention_head_dim={size} of {kind} must be at most {min(attending)}, the channels of the narrowest "
+            f"block with attention in block_out_channels={widths}"
+        )
 
 
 def prepare_network(network: nn.Module) -> None:

@@ -69,7 +69,8 @@ def write_plots(folder: Path, gradients: list[float]) -> str | None:
     axes[0, 0].set_title("loss")
     for level, label in enumerate(labels):
         # an interval without a sample since the last line has no mean
-        values = [line["loss_by_time"][level] or float("nan") for line in lines]
+        means = [line["loss_by_time"][level] for line in lines]
+        values = [float("nan") if mean is None else mean for mean in means]
         axes[0, 1].plot(steps, values, label=label)
     axes[0, 1].set_title("loss by time (0 noise, 1 data)")
     axes[0, 1].legend(fontsize="small")

@@ -100,17 +100,21 @@ class RunLog:
         self._level_count.index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
 
     def write(self, step: int, rate: float, images: int) -> None:
-        """Write one line for the steps since the last one, averaged over all processes."""
+        """Write one line for the steps since the last one, averaged over all processes.
+
+        An interval of time without a sample has no mean: null in the file, and nothing for the trackers.
+        """
         now = time.monotonic()
         sums = torch.cat([self._level_sum, self._level_count, torch.tensor([sum(self._since)]).double()])
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.float().to(self.accelerator.device), reduction="sum").double().cpu()
         count = len(self._since) * self.accelerator.num_processes
-        levels = (sums[:LEVELS] / sums[LEVELS:-1].clamp(min=1)).tolist()
+        means = (sums[:LEVELS] / sums[LEVELS:-1].clamp(min=1)).tolist()
+        levels = [mean if seen else None for mean, seen in zip(means, sums[LEVELS:-1].tolist(), strict=True)]
         line = {
             "step": step,
             "loss": float(sums[-1]) / max(count, 1),
-            "loss_by_time": [round(value, 6) for value in levels],
+            "loss_by_time": [None if value is None else round(value, 6) for value in levels],
             "learning_rate": rate,
             **{key: round(float(value), 6) for key, value in self._notes.items()},
             "images_per_second": round(len(self._since) * images / max(now - self._clock, 1e-9), 1),
@@ -119,9 +123,9 @@ class RunLog:
             with open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         if self.tracked:
-            seen = [k for k in range(LEVELS) if float(sums[LEVELS + k]) > 0]
             scalars = {key: value for key, value in line.items() if isinstance(value, float)}
-            self.accelerator.log({**scalars, **{f"loss/level-{k}": levels[k] for k in seen}}, step=step)
+            by_level = {f"loss/level-{k}": value for k, value in enumerate(levels) if value is not None}
+            self.accelerator.log({**scalars, **by_level}, step=step)
         self._since, self._clock = [], now
         self._level_sum.zero_()
         self._level_count.zero_()

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pathline.interpolants import coupling_by_name
+from pathline.interpolants import Coupling, coupling_by_name
 
 from .batches import DROP, LATENT, BatchPlan, KeyedDraws
 from .coupled_noise import CoupledNoise
@@ -53,7 +53,11 @@ class SampleMaker:
         self.degrade = None if config is None else degradation_from_config(config)
         if self.degrade is not None:  # refuses sides that cannot be divided
             blank = torch.zeros(1, *data.shape)
-            self.degrade(blank, blank, self._tiles(0, torch.arange(1)))
+            try:
+                self.degrade(blank, blank, self._tiles(0, torch.arange(1)))
+            except ValueError as error:
+                given = f"image_condition={options.image_condition!r} (image_condition_config)"
+                raise ValueError(f"{given} does not suit data set {data.name!r}: {error}") from error
 
     def _coupled(self, data: ImageSet) -> CoupledNoise | None:
         options = self.options
@@ -63,6 +67,9 @@ class SampleMaker:
             raise ValueError(f"coupling 'c2ot' needs labels, and data set {data.name!r} has none")
         settings = coupling_settings(options)
         make = partial(coupling_by_name, options.coupling, **settings)
+        if options.coupling != "c2ot":  # which carries a weight from batch to batch; the others warn once in their life
+            coupling = make()
+            make = partial(_same, coupling)
         block = options.coupling_batch or self.plan.global_batch
         return CoupledNoise(
             data,
@@ -126,6 +133,10 @@ class SampleMaker:
                 device
             )
         return found
+
+
+def _same(coupling: Coupling) -> Coupling:
+    return coupling
 
 
 def coupling_settings(options: TrainOptions) -> dict[str, object]:

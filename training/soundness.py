@@ -118,4 +118,5 @@ class SoundnessCheck:
 
     def _refuse(self, what: str) -> NoReturn:
         saved = newest_sound(self.folder)
-        raise NonFiniteLossError(f"{what}. Try a lower learning rate; the last checkpoint is {saved or 'none'}")
+        last = "there is no checkpoint yet" if saved is None else f"the last checkpoint is {saved}"
+        raise NonFiniteLossError(f"{what}. Try a lower learning rate; {last}")

@@ -30,8 +30,9 @@ def coupling_by_name(name: str, **parameters: Any) -> Coupling:
         As they come; exact assignment; pairs of an entropic plan by either solver; assignment with a price on changing
         the condition.
     **parameters
-        Those of the class: regularisation, tolerance and each_data of entropic plans; ratio, weight and tolerance of
-        c2ot. All but "independent" also take `power`, p of the cost Σ|a − b|^p/p in place of the squared distance.
+        Those of the class: regularisation (by default 0.05 of the mean cost), tolerance and each_data of entropic
+        plans; ratio, weight and tolerance of c2ot. All but "independent" also take `power`, p of the cost Σ|a − b|^p/p
+        in place of the squared distance.
 
     Raises
     ------

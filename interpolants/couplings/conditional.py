@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import check_positive
 from .costs import Cost, class_distance, cosine_distance, squared_distance
 from .entropic import Array
 from .pairing import Pairs, assigned, check_batches
@@ -31,8 +32,8 @@ class ConditionalCoupling:
     Parameters
     ----------
     ratio : float in (0, 1), optional
-        For continuous conditions the weight is searched such that this share of all pairs costs no more than the pair
-        it would replace; the weight found is where the next search begins. None takes `weight` as it is.
+        For continuous conditions the weight is searched such that this share of the other pairs costs no more than
+        the pair it would replace; the weight found is where the next search begins. None takes `weight` as it is.
     weight : float ≥ 0
         1e8 for classes.
     cost : callable
@@ -46,7 +47,7 @@ class ConditionalCoupling:
     Raises
     ------
     ValueError
-        A ratio or weight out of range.
+        A ratio, weight or tolerance out of range.
     """
 
     ratio: float | None = None
@@ -62,6 +63,7 @@ class ConditionalCoupling:
             raise ValueError(f"ratio={self.ratio!r} is not possible; it is a share in (0, 1)")
         if not 0.0 <= self.weight <= MOST:
             raise ValueError(f"weight={self.weight!r} is not possible; it is between 0 and {MOST:g}")
+        check_positive("tolerance", self.tolerance)
 
     def __call__(
         self,
@@ -90,8 +92,15 @@ class ConditionalCoupling:
 
 
 def cheaper_share(cost: Array, apart: Array, weight: float) -> float:
-    """r(w): share of pairs (i, j) with cost_ij + w·apart_ij at most that of data j with its own base sample."""
-    return float((cost + weight * apart <= np.diagonal(cost)[None, :]).mean())
+    """r(w): share of pairs (i, j), i ≠ j, with cost_ij + w·apart_ij at most that of data j with its own base sample.
+
+    The published mean is over all pairs. Those with i = j are no change of partner and hold at any weight, so that with
+    them the share never falls below 1/n, and no weight would give a share of 0.01 to a batch of 100 or fewer.
+    """
+    if len(cost) < 2:
+        return 0.0
+    cheaper = cost + weight * apart <= np.diagonal(cost)[None, :]
+    return float(cheaper[~np.eye(len(cost), dtype=bool)].mean())
 
 
 def search_weight(cost: Array, apart: Array, ratio: float, start: float = _FIRST, tolerance: float = 1e-3) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,10 +28,10 @@ def power_distance(power: float) -> Cost:
     Raises
     ------
     ValueError
-        p ≤ 1, where the cost is not strictly convex.
+        p ≤ 1, where the cost is not strictly convex, or p infinite.
     """
-    if not power > 1:
-        raise ValueError(f"power={power!r} is not possible; the cost is strictly convex for powers above 1")
+    if not 1 < power < math.inf:
+        raise ValueError(f"power={power!r} is not possible; the cost is strictly convex for finite powers above 1")
 
     def cost(first: Tensor, second: Tensor) -> Tensor:
         a, b = _flat(first, second)

@@ -62,7 +62,9 @@ class SuperResolutionBase:
     def __call__(self, data: Tensor, noise: Tensor) -> DependentBase:
         """Base of images (B, C, H, W) from standard normals of the same shape."""
         if data.ndim != 4 or any(side % self.factor for side in data.shape[2:]):
-            raise ValueError(f"images (B, C, H, W) with sides divisible by {self.factor}, got {tuple(data.shape)}")
+            raise ValueError(
+                f"factor={self.factor}: images (B, C, H, W) must have sides divisible by it, got {tuple(data.shape)}"
+            )
         small = functional.avg_pool2d(data, self.factor)
         large = functional.interpolate(small, scale_factor=float(self.factor), mode="nearest")
         return DependentBase(large + self.noise * noise, large)
@@ -97,7 +99,9 @@ class InpaintingBase:
     def __call__(self, data: Tensor, noise: Tensor, uniforms: Tensor) -> DependentBase:
         """Base of images (B, C, H, W) from normals of the same shape and uniforms (B, tiles, tiles)."""
         if data.ndim != 4 or any(side % self.tiles for side in data.shape[2:]):
-            raise ValueError(f"images (B, C, H, W) with sides divisible by {self.tiles}, got {tuple(data.shape)}")
+            raise ValueError(
+                f"tiles={self.tiles}: images (B, C, H, W) must have sides divisible by it, got {tuple(data.shape)}"
+            )
         if uniforms.shape != (len(data), self.tiles, self.tiles):
             raise ValueError(
                 f"uniforms must have shape {(len(data), self.tiles, self.tiles)}, got {tuple(uniforms.shape)}"

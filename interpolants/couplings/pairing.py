@@ -6,14 +6,14 @@ A coupling returns indices, so that labels, weights and augmentations follow the
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import check_name
+from ..errors import check_name, check_positive
 from .costs import Cost, squared_distance
 from .entropic import Array, sinkhorn
 from .newton import newton_sparse
@@ -63,6 +63,7 @@ class IndependentCoupling:
 
 
 PLANS = ("exact", "sinkhorn", "newton")
+_SHARE = 0.05  # of the mean cost
 _LOOSE = 10.0  # times the tolerance, where a plan is still taken without a word
 
 
@@ -76,9 +77,10 @@ class TransportCoupling:
     plan : {"exact", "sinkhorn", "newton"}
         An assignment that uses every sample once; or pairs drawn from the entropic plan, by Sinkhorn's sweeps or to
         machine precision by `newton_sparse`.
-    regularisation : float > 0
+    regularisation : float > 0, optional
         Of entropic plans, in units of the cost; 2σ² with the squared distance gives the Schrödinger bridge of
-        Brownian motion with variance σ² (Tong et al., arXiv:2307.03672).
+        Brownian motion with variance σ² (Tong et al., arXiv:2307.03672). By default 0.05 of the mean cost of the two
+        batches.
     cost : callable
         (n, ...), (m, ...) -> (n, m).
     tolerance : float
@@ -90,19 +92,22 @@ class TransportCoupling:
     Raises
     ------
     ValueError
-        An unknown plan, or a regularisation that is not positive.
+        An unknown plan, a regularisation or tolerance that is not positive and finite, or samples that are not finite.
     """
 
     plan: str = "exact"
-    regularisation: float = 0.05
+    regularisation: float | None = None
     cost: Cost = squared_distance
     tolerance: float = 1e-6
     each_data: bool = False
+    _told: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Not empty once a plan has stopped short: one warning is enough for all blocks of a run."""
 
     def __post_init__(self) -> None:
         check_name("plan", self.plan, PLANS)
-        if not self.regularisation > 0:
-            raise ValueError(f"regularisation={self.regularisation!r} is not possible; it is a positive number")
+        if self.regularisation is not None:
+            check_positive("regularisation", self.regularisation)
+        check_positive("tolerance", self.tolerance)
 
     def __call__(
         self,
@@ -117,11 +122,13 @@ class TransportCoupling:
         if self.plan == "exact":
             return assigned(cost)
         solve = sinkhorn if self.plan == "sinkhorn" else newton_sparse
-        found = solve(cost, self.regularisation, tolerance=self.tolerance)
-        if found.error > _LOOSE * self.tolerance:
+        regularisation = _SHARE * float(cost.mean()) if self.regularisation is None else self.regularisation
+        found = solve(cost, regularisation or 1.0, tolerance=self.tolerance)  # costs of 0 make any plan right
+        if found.error > _LOOSE * self.tolerance and not self._told:
+            self._told.append(True)
             warnings.warn(
                 f"the entropic plan was left at marginal error {found.error:.1e} after {found.sweeps} sweeps, above "
-                f"tolerance={self.tolerance:g}: regularisation={self.regularisation:g} is small for costs of mean "
+                f"tolerance={self.tolerance:g}: regularisation={regularisation:g} is small for costs of mean "
                 f"{cost.mean():.3g}; raise it, or use plan 'newton'",
                 stacklevel=2,
             )
@@ -131,8 +138,11 @@ class TransportCoupling:
 
 
 def assigned(cost: Array) -> Pairs:
-    """The assignment of least cost, in the order of the data."""
+    """The assignment of least cost, in the order of the data; ValueError if a cost is not finite."""
     from scipy.optimize import linear_sum_assignment
+
+    if not np.isfinite(cost).all():
+        raise ValueError("cost must be a finite matrix (n, m); base, data and condition must be finite numbers")
 
     data, base = linear_sum_assignment(cost.T)
     return Pairs(torch.from_numpy(base), torch.from_numpy(data))
