@@ -49,7 +49,7 @@ def draw_control(found: Mapping[str, Mapping[str, Any]], title: str, out: Path) 
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(6.1, 0.34 * len(found) + 0.35), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.9, 0.34 * len(found) + 0.35), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(len(found), 1)
     for panel, (name, row) in zip(np.atleast_1d(panels), found.items(), strict=True):

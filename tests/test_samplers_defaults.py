@@ -102,7 +102,7 @@ def test_the_evidence_is_that_of_the_rule() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 def test_the_evidence_is_measured_again(guidance: float) -> None:
-    bench = Bench(open_source("bed:digits:conditional=True"), guidance=guidance, samples=48, seed=3)
+    bench = Bench(open_source("bed:digits:conditional=True"), guidance=guidance, samples=128, seed=3)
     rows = [row for row in EVIDENCE if (row["bed"], row["guidance"]) == ("digits-flow", guidance) and row["nfe"] <= 8]
     assert rows
     for row in rows:
