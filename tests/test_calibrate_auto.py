@@ -244,7 +244,7 @@ def test_a_long_fit_goes_on_where_it_stopped(
                 raise _StoppedError
             return bed.model(x, t)
 
-        return choose(Problem(model, path, "velocity"), x, 4, method=method, parts=Parts(folder))
+        return choose(Problem(model, path, "velocity"), x, 4, method=method, hold_out=4, parts=Parts(folder))
 
     whole = go_on(math.inf, tmp_path / "whole")
     entire = sum(spent)
