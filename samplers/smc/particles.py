@@ -26,6 +26,13 @@ class Ranks(Protocol):
         ...
 
 
+def own_slots(particles: int, ranks: Ranks | None, device: torch.device | str | None) -> Tensor:
+    """Global numbers of this process's share of the particles, which the processes divide evenly."""
+    count, rank = (1, 0) if ranks is None else (ranks.count, ranks.rank)
+    part = particles // count
+    return torch.arange(rank * part, (rank + 1) * part, device=device)
+
+
 class Particles(Hook):
     """Weights a batch along a run and resamples it.
 

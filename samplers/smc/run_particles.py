@@ -25,18 +25,18 @@ from .composition import Composition
 from .corrector import FeynmanKac
 from .discrete import DiscreteFeynmanKac
 from .genealogy import Genealogy
-from .particles import Ranks
+from .particles import Ranks, own_slots
 from .population import Checkpoint, Policy
 from .proposals import score_steps, with_noise_factor
 from .start_law import start_log_constant, start_states
-from .weights import effective_size, log_mean_exp, normalised
+from .weights import WeightedSamples, effective_size, log_mean_exp
 
 WEIGHTS = ("continuous", "exact", "none")
 DEFAULT_STEPS = 100
 
 
 @dataclass(frozen=True)
-class ParticleResult:
+class ParticleResult(WeightedSamples):
     """Weighted particles.
 
     Attributes
@@ -69,19 +69,9 @@ class ParticleResult:
     table: Table
 
     @property
-    def weights(self) -> Tensor:
-        """Weights (n,) with sum 1 over this process's particles."""
-        return normalised(self.log_weights)
-
-    @property
     def ess(self) -> float:
         """Effective size of the final weights of this process."""
         return float(effective_size(self.log_weights))
-
-    def mean(self, function: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """Weighted average of function(sample), in float64."""
-        values = function(self.sample).double()
-        return torch.tensordot(self.weights.to(values.device), values, dims=1)
 
 
 class Pooled(NamedTuple):
@@ -183,7 +173,7 @@ def smc_sample(
         own = noise_scale if method is None else None
         hook = FeynmanKac(target, policy, window=window, ranks=ranks, noise_scale=own, weighted=weights != "none")
     key = seed_of(seed) if isinstance(seed, torch.Generator) else seed
-    slots = _slots(particles, ranks, device)
+    slots = own_slots(particles, ranks, device)
     before = _asked(target)
     result = run(
         table,
@@ -214,13 +204,6 @@ def _check(weights: str, particles: int, window: tuple[float, float], ranks: Ran
         raise ValueError(f"particles={particles!r} is not possible; it must be a multiple of {count} and at least 1")
     if weights != "continuous" and tuple(window) != (0.0, 1.0):
         raise ValueError(f"window={window!r} is possible for continuous weights only")
-
-
-def _slots(particles: int, ranks: Ranks | None, device: torch.device | str | None) -> Tensor:
-    """Global numbers of this process's particles."""
-    count, rank = (1, 0) if ranks is None else (ranks.count, ranks.rank)
-    part = particles // count
-    return torch.arange(rank * part, (rank + 1) * part, device=device)
 
 
 def _reported(

@@ -61,3 +61,20 @@ def normalised(log_weights: Tensor) -> Tensor:
     """Weights (N,) with sum 1 in float64; uniform where no weight is above 0."""
     lw = log_weights.double()
     return torch.where(torch.isfinite(lw.max()), lw, torch.zeros_like(lw)).softmax(0)
+
+
+class WeightedSamples:
+    """Base of results that hold `sample` (n, ...) and `log_weights` (n,)."""
+
+    sample: Tensor
+    log_weights: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights (n,) with sum 1 over this process's samples."""
+        return normalised(self.log_weights)
+
+    def mean(self, function: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """Weighted average of function(sample), in float64."""
+        values = function(self.sample).double()
+        return torch.tensordot(self.weights.to(values.device), values, dims=1)

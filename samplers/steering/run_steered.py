@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from ..keyed_noise import START_NOISE, keyed_normal, seed_of
 from ..loop import run
 from ..run_state import Hook, Result, RunState
 from ..sampling import GridLike, Process, plan
-from ..smc import Chunked, normalised
+from ..smc import Chunked
+from ..smc.particles import own_slots
 from ..smc.population import Checkpoint
+from ..smc.weights import WeightedSamples
 from ..table import Table
 from .selection import Selection
 from .steered_particles import FINAL, Steering
@@ -27,7 +29,7 @@ DEFAULT_STEPS = 100
 
 
 @dataclass(frozen=True)
-class SteeredResult:
+class SteeredResult(WeightedSamples):
     """What steering found, and what it cost.
 
     Attributes
@@ -66,19 +68,9 @@ class SteeredResult:
     trace: list[Checkpoint] = field(default_factory=list)
 
     @property
-    def weights(self) -> Tensor:
-        """Weights (n,) with sum 1."""
-        return normalised(self.log_weights)
-
-    @property
     def ancestors(self) -> int:
         """Particles of the first generation that have descendants; all samples where none were resampled."""
         return self.trace[-1].ancestors if self.trace else len(self.sample)
-
-    def mean(self, function: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """Weighted average of function(sample), in float64."""
-        values = function(self.sample).double()
-        return torch.tensordot(self.weights.to(values.device), values, dims=1)
 
 
 def steered_sample(
@@ -165,12 +157,9 @@ def _slots(
     if isinstance(steering, Selection):
         return torch.arange(count * steering.candidates, device=device), steering.candidates
     ranks = steering.ranks
-    if ranks is None:
-        return torch.arange(count, device=device), 1
-    if count % ranks.count:
+    if ranks is not None and count % ranks.count:
         raise ValueError(f"count={count!r} is not possible; it must be a multiple of the {ranks.count} processes")
-    part = count // ranks.count
-    return torch.arange(ranks.rank * part, (ranks.rank + 1) * part, device=device), 1
+    return own_slots(count, ranks, device), 1
 
 
 def _outcome(
